@@ -1,0 +1,173 @@
+"""What a room's verb is and what it is handed: the seam between orchestration and the rooms.
+
+A verb is a plain function `verb(spec, *inputs, step=…) -> Artifact`, decorated with name and version. It is called by
+its import name in whichever process does the work, so it needs no pickling and has a fingerprint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from petl_ray.artifact import Artifact, FileEntry
+from petl_ray.spec import Spec
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a placement gives to one step: whole cores, GPUs, worker processes, trials side by side in one pack."""
+
+    cpus: int = 1
+    gpus: float = 0.0
+    workers: int = 1
+    packs: int = 1
+    slots: int = 4
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A checkpoint that verified: the directory of its files and the note that was saved beside them."""
+
+    directory: Path
+    note: Mapping[str, Any]
+
+
+@runtime_checkable
+class StepContext(Protocol):
+    """What a verb is handed beside its question: where to write, what to read, progress that outlives the process."""
+
+    @property
+    def name(self) -> str:
+        """The step's fingerprint (hex)."""
+
+    @property
+    def out(self) -> Path:
+        """An empty local directory; what the outcome names must lie below it."""
+
+    @property
+    def resources(self) -> Resources:
+        """What this step may use; `resources.cpus` is the number of threads."""
+
+    @property
+    def services(self) -> Mapping[str, str]:
+        """Addresses of the world an effect may touch: `database`, `store`, `tracking`, `home`. Never identity."""
+
+    def fetch(self, artifact: Artifact) -> Path:
+        """A local read-only directory holding the artifact's files, each verified against its sha256.
+
+        Raises CorruptionError where bytes differ, TemporaryError where the store is away.
+        """
+
+    def keep(self, *paths: str) -> tuple[FileEntry, ...]:
+        """Entries (sha256, size) for files written below `out`, by relative path, in the order given."""
+
+    def save_progress(self, directory: Path, note: Mapping[str, Any]) -> None:
+        """Make the files of `directory` and `note` durable as the newest checkpoint of this step.
+
+        Returns when it is committed. Raises ClaimLost if another owner has taken the step.
+        """
+
+    def load_progress(self) -> Progress | None:
+        """The newest checkpoint of this step that verifies, from whichever owner; None if there is none."""
+
+    def record(self, key: str, value: Mapping[str, Any]) -> None:
+        """Remember one small fact (a rung of a trial, say) under `key`, once and durably; the first value stands.
+
+        Raises ClaimLost if another owner has taken the step.
+        """
+
+    def recorded(self) -> dict[str, Mapping[str, Any]]:
+        """All facts recorded for this step so far, by key, from whichever owner."""
+
+    def report(self, event: str, **facts: Any) -> None:
+        """Show progress: an event such as `train.step` with plain facts. Cheap; may be dropped under load."""
+
+    def check(self) -> None:
+        """Raise RunCancelled or ClaimLost if this work should stop. Call it at least every few seconds."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One named question of a pack: `key` says whose it is (a task, a seed) and bears no identity."""
+
+    key: str
+    spec: Spec
+    inputs: tuple[Artifact, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A room's verb by its import name.
+
+    `version` is raised when the meaning changes: old outcomes are then no longer found. `drives_ray` marks a verb that
+    only drives other Ray work and so reserves no core. `packed` names a function answering many questions in one
+    execution, `packed(questions, steps, **using) -> list[Artifact | PetlRayError]`.
+    """
+
+    name: str
+    version: int
+    function: str
+    packed: str | None = None
+    drives_ray: bool = False
+    using_: tuple[tuple[str, Verb], ...] = field(default=())
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What enters a fingerprint: name, version and the same of every verb it uses."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "using": {role: verb.identity for role, verb in self.using_},
+        }
+
+    def using(self, **verbs: Verb) -> Verb:
+        """The same verb, handed other rooms' verbs by role: `search.using(train=train)`."""
+        return replace(self, using_=tuple(sorted(verbs.items())))
+
+    def __call__(self, spec: Spec, *inputs: Artifact, step: StepContext) -> Artifact:
+        outcome = load(self.function)(spec, *inputs, step=step, **dict(self.using_))
+        assert isinstance(outcome, Artifact), f"{self.name} returned {type(outcome).__name__}, not an Artifact"
+        return outcome
+
+    def answer_all(self, questions: Sequence[Question], steps: Sequence[StepContext]) -> list[Any]:
+        """Answer many questions in one execution; one Artifact or PetlRayError each. Needs `packed`."""
+        assert self.packed is not None, f"{self.name} answers one question at a time"
+        return list(load(self.packed)(questions, steps, **dict(self.using_)))
+
+
+def load(path: str) -> Callable[..., Any]:
+    """The callable at `package.module:name`."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)  # type: ignore[no-any-return]
+
+
+class SlotSession(Protocol):
+    """K slots of one resident base in one process: what a search drives (training owns it, tuning only calls it)."""
+
+    def admit(self, key: str, spec: Spec, data: Path, checkpoint: Path | None = None) -> None:
+        """Give `key` a free slot with the adapter that `spec` asks for, continued from `checkpoint` if there is one."""
+
+    def advance(self, targets: Mapping[str, float]) -> dict[str, dict[str, float]]:
+        """Train the named occupants side by side, each until that fraction (0…1] of its horizon; then validate.
+
+        Returns metrics by key: `score`, `loss`, `steps`, `trained_share`; a slot that diverged returns
+        `{"diverged": 1.0}` and leaves its neighbours alone.
+        """
+
+    def save(self, key: str, directory: Path) -> None:
+        """Write everything that continues `key` later (weights, optimizer, RNG, position) as safetensors and JSON."""
+
+    def drop(self, key: str) -> None:
+        """Free the slot of `key`."""
+
+    def estimate(self, spec: Spec) -> dict[str, float]:
+        """Before anything is paid: `trained_share` (0…1) and `memory_bytes` of one slot for `spec`."""
+
+
+class TrainsSlots(Protocol):
+    """The door that training offers to a search: opens a session of K slots for the base that `spec` names."""
+
+    def __call__(self, spec: Spec, slots: int, threads: int) -> SlotSession: ...
