@@ -144,7 +144,8 @@ class Report(Artifact):
     """What held-out rows say of one adapter and its rivals on the same rows: `report.json`; predictions as a trace.
 
     `scores` holds every metric of the candidate; `rivals` the primary metric of each rival (`majority`, `head_only`,
-    `default`, `champion`, …); `differences` candidate minus rival, paired over rows.
+    `default`, `champion`, …); `differences` candidate minus rival, paired over rows; `rival_digests` which adapters the
+    rivals were, so that a gate can tell whether the champion of that day is the champion of today.
     """
 
     kind: Literal["report"] = "report"
@@ -157,6 +158,7 @@ class Report(Artifact):
     scores: dict[str, Interval]
     rivals: dict[str, Interval] = Field(default_factory=dict)
     differences: dict[str, Interval] = Field(default_factory=dict)
+    rival_digests: dict[str, str] = Field(default_factory=dict)
 
 
 class Release(Artifact):

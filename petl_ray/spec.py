@@ -5,9 +5,12 @@ A Spec bears identity: two equal Specs are one question. What must not bear iden
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from petl_ray.errors import PlanError
 
 Json = None | bool | int | float | str | list[Any] | dict[str, Any]
 
@@ -45,3 +48,24 @@ class Pinned(Spec):
 
     uri: Annotated[str, NOT_IDENTITY]
     digest: str = Field(pattern=r"^[0-9a-f]{64}$", description="sha256 of the content, hex")
+
+
+_S = TypeVar("_S", bound=Spec)
+
+
+def with_overrides(spec: _S, overrides: Mapping[str, Any]) -> _S:
+    """`spec` with dotted paths set to new values, validated whole: `{"method.rank": 4, "learning_rate": 1e-3}`.
+
+    Raises PlanError for a path that the spec does not have, pydantic.ValidationError for a value it refuses.
+    """
+    document = spec.model_dump(mode="json")
+    for path, value in overrides.items():
+        here: Any = document
+        *parents, last = path.split(".")
+        for part in parents:
+            here = here.get(part) if isinstance(here, dict) else None
+        if not isinstance(here, dict) or last not in here:
+            known = ", ".join(sorted(here)) if isinstance(here, dict) else "nothing below it"
+            raise PlanError(path, "no such field", f"known here: {known}", "Check the dotted path")
+        here[last] = value
+    return type(spec).model_validate(document)

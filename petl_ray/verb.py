@@ -104,13 +104,16 @@ class Verb:
 
     `version` is raised when the meaning changes: old outcomes are then no longer found. `drives_ray` marks a verb that
     only drives other Ray work and so reserves no core. `packed` names a function answering many questions in one
-    execution, `packed(questions, steps, **using) -> list[Artifact | PetlRayError]`.
+    execution, `packed(questions, steps, **using) -> list[Artifact | PetlRayError]`. `distributed` names a function with
+    the signature of `function` that spreads one question over `resources.workers` processes of a Ray cluster; the
+    placement alone chooses it (workers > 1), so it is no part of the identity.
     """
 
     name: str
     version: int
     function: str
     packed: str | None = None
+    distributed: str | None = None
     drives_ray: bool = False
     using_: tuple[tuple[str, Verb], ...] = field(default=())
 
@@ -128,7 +131,10 @@ class Verb:
         return replace(self, using_=tuple(sorted(verbs.items())))
 
     def __call__(self, spec: Spec, *inputs: Artifact, step: StepContext) -> Artifact:
-        outcome = load(self.function)(spec, *inputs, step=step, **dict(self.using_))
+        function = self.function
+        if self.distributed is not None and step.resources.workers > 1:
+            function = self.distributed
+        outcome = load(function)(spec, *inputs, step=step, **dict(self.using_))
         assert isinstance(outcome, Artifact), f"{self.name} returned {type(outcome).__name__}, not an Artifact"
         return outcome
 

@@ -49,6 +49,7 @@ runs = Table(
     Column("ended_at", Float),
     Column("summary", JSON),
     Column("error", JSON),
+    Column("placement", JSON),  # where it runs, which `runs resume` uses again; never identity
     Index("ix_runs_plan_digest_state", "plan_digest", "state"),
 )
 
@@ -68,8 +69,10 @@ steps = Table(
     Column("outcome_digest", String(64)),
     Column("error", JSON),
     Column("question", JSON),  # verb identity, spec identity, input digests: why a later run misses
+    Column("why", Text),  # why it was a miss, for people
     Column("started_at", Float),
     Column("ended_at", Float),
+    Index("ix_steps_verb_label", "verb", "label"),
 )
 
 claims = Table(

@@ -1,0 +1,98 @@
+"""What may be asked of data: where rows come from, which columns mean what, how they are split.
+
+`DataSource` is what a plan says; `DataSpec` is the same after `lock()`, with every reference pinned to its bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from petl_ray.spec import Pinned, Spec
+
+TaskName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+Column = Annotated[str, StringConstraints(min_length=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Columns(Spec):
+    """Which column holds what; a column left out is found by its usual names (`sentence`, `intent`, `response`, …)."""
+
+    text: Column | None = None
+    text_pair: Column | None = None
+    label: Column | None = None
+    prompt: Column | None = None
+    completion: Column | None = None
+
+
+class Split(Spec):
+    """How rows find their side where the plan names no file for it.
+
+    `row` (default): by a hash of the row's text, so that a row keeps its side when data grows. `group`: the same by the
+    value of `column`, whole groups on one side. `time`: by the value of `column` (ISO 8601, or numbers), newest rows to
+    the test side; the shares decide the two boundaries anew as data grows, unless `validation_from` and `test_from` fix
+    them. A share is a part (0…1) of all rows; of no effect for a side that has a file of its own.
+    """
+
+    validation: Share = 0.1
+    test: Share = 0.2
+    by: Literal["row", "group", "time"] = "row"
+    column: Column | None = None
+    seed: int = 0
+    validation_from: str | None = None
+    test_from: str | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.validation + self.test >= 1:
+            raise ValueError(f"validation and test take {self.validation + self.test:g} of all rows; leave some to train")
+        if (self.by == "row") != (self.column is None):
+            raise ValueError(f"by: {self.by} {'takes no' if self.column else 'needs a'} column")
+        if self.by != "time" and (self.validation_from or self.test_from):
+            raise ValueError("validation_from and test_from belong to `by: time`")
+        return self
+
+
+class DataRules(Spec):
+    """What is asked of rows, wherever they come from."""
+
+    task: TaskName
+    task_type: Literal["classification", "causal_lm"] = "classification"
+    format: Literal["auto", "jsonl", "csv", "parquet"] = "auto"
+    columns: Columns = Columns()
+    labels: tuple[str, ...] | None = Field(
+        default=None, description="the labels in their order; left out: those of the training rows, sorted"
+    )
+    split: Split = Split()
+    deduplicate: bool = True
+    max_rows: int | None = Field(default=None, ge=1, description="at most so many rows a side, chosen by hash")
+    on_unseen_label: Literal["error", "drop"] = "error"
+
+    @model_validator(mode="after")
+    def _task_fits(self) -> Self:
+        if self.task_type == "causal_lm" and self.labels is not None:
+            raise ValueError("labels: a causal_lm task has none")
+        if self.labels is not None and len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels: a label is named twice")
+        return self
+
+
+class DataSource(DataRules):
+    """Rows as a plan names them.
+
+    `train`, `validation`, `test`: a path, a path with `*`, or `hf:org/name[:config][@revision][#split]` (Hugging Face;
+    a local directory in that layout is `hf:./directory`). What is left out is split off from the training rows.
+    """
+
+    train: str
+    validation: str | None = None
+    test: str | None = None
+
+
+class DataSpec(DataRules):
+    """Rows pinned to their bytes: what `prepare` is asked."""
+
+    train: Pinned
+    validation: Pinned | None = None
+    test: Pinned | None = None

@@ -1,0 +1,117 @@
+"""A plan whose outside references are all resolved, and the questions it asks of each room.
+
+Steps see only this. Whether a run is the same as another is decided by `LockedPlan.digest`; champions of the day are
+kept in the lock but bear no identity, so that a promotion does not turn a resumed run into another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from petl_ray.artifact import Adapter, Dataset, Trial
+from petl_ray.data import DataSpec
+from petl_ray.evaluation import EvalSpec
+from petl_ray.fingerprint import sha256_of
+from petl_ray.methods.spec import HeadSpec
+from petl_ray.registry import GateSpec, RegistrySpec
+from petl_ray.serving import ServeSpec
+from petl_ray.spec import NOT_IDENTITY, Spec, with_overrides
+from petl_ray.training import TrainSpec
+from petl_ray.tuning import SearchSpec
+from petl_ray.verb import Question
+
+TUNED, DEFAULT, HEAD_ONLY, CHAMPION = "tuned", "default", "head_only", "champion"
+
+# The yardstick of every classification task: a linear head on frozen features, trained to convergence. A head alone
+# wants a larger step than an adapter and costs no backward pass through the base, so it gets more epochs.
+HEAD_LEARNING_RATE = 1e-2
+HEAD_EPOCHS_FACTOR = 3.0
+
+
+class LockedTask(Spec):
+    """One task with its rows and base pinned."""
+
+    type: Literal["classification", "causal_lm"]
+    data: DataSpec
+    training: TrainSpec
+    search: SearchSpec | None
+    evaluation: EvalSpec
+    gate: GateSpec
+    champion: Annotated[Adapter | None, NOT_IDENTITY] = None
+
+
+class LockedPlan(Spec):
+    """The plan that steps see, and the questions it asks."""
+
+    name: str
+    owner: Annotated[str, NOT_IDENTITY]
+    pipeline: str
+    tasks: dict[str, LockedTask]
+    registry: RegistrySpec
+    serving: ServeSpec | None
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) over all that bears identity: equal digest, same run."""
+        return sha256_of(self)
+
+    def searches(self, datasets: Mapping[str, Dataset]) -> list[Question]:
+        """One search per task that asks for one and whose rows are ready."""
+        return [
+            Question(key, task.search, (datasets[key],))
+            for key, task in self.tasks.items()
+            if task.search is not None and key in datasets
+        ]
+
+    def trainings(self, datasets: Mapping[str, Dataset], best: Mapping[str, Trial]) -> list[Question]:
+        """Per task: the tuned recipe (where a search found one), the default recipe and, for classification, the head alone.
+
+        Keys read `task/role`. Equal recipes share a name, and so one outcome.
+        """
+        return [
+            Question(f"{key}/{role}", spec, (datasets[key],))
+            for key, task in self.tasks.items()
+            if key in datasets and (task.search is None or key in best)
+            for role, spec in _recipes(task, best.get(key)).items()
+        ]
+
+    def candidates(self, adapters: Mapping[str, Adapter]) -> dict[str, Adapter]:
+        """The adapter that each task puts forward: the tuned one, or the default recipe's where nothing was searched."""
+        found = {}
+        for key, task in self.tasks.items():
+            role = f"{key}/{DEFAULT if task.search is None else TUNED}"
+            if role in adapters:
+                found[key] = adapters[role]
+        return found
+
+    def rivals(self, key: str, candidate: Adapter, adapters: Mapping[str, Adapter]) -> dict[str, Adapter]:
+        """Who the candidate is measured beside, by role; a champion that is the candidate itself is no rival."""
+        task = self.tasks[key]
+        rivals = {
+            role: adapters[f"{key}/{role}"]
+            for role in (HEAD_ONLY, DEFAULT)
+            if f"{key}/{role}" in adapters and not (role == DEFAULT and task.search is None)
+        }
+        champion = task.champion
+        comparable = champion is not None and champion.labels == candidate.labels and champion.base == candidate.base
+        if champion is not None and comparable and champion.digest != candidate.digest:
+            rivals[CHAMPION] = champion
+        return rivals
+
+
+def _recipes(task: LockedTask, best: Trial | None) -> dict[str, TrainSpec]:
+    recipes: dict[str, TrainSpec] = {}
+    if best is not None:
+        recipes[TUNED] = with_overrides(task.training, best.overrides)
+    recipes[DEFAULT] = task.training
+    if task.type == "classification":
+        changes: dict[str, Any] = {
+            "method": HeadSpec(),
+            "learning_rate": HEAD_LEARNING_RATE,
+            "head_learning_rate": None,
+            "epochs": task.training.epochs * HEAD_EPOCHS_FACTOR,
+            "gradient_checkpointing": False,
+        }
+        recipes[HEAD_ONLY] = task.training.model_copy(update=changes)
+    return recipes

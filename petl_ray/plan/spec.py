@@ -1,0 +1,93 @@
+"""The whole plan: one base, its tasks, how each is prepared, searched, trained, judged; the registry and the endpoint.
+
+What a task inherits (its name, its type, the base) is written once in the plan and laid into the rooms' own Specs
+here, so that a room's Spec is the only place that knows its fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints, model_validator
+
+from petl_ray.data import DataSource
+from petl_ray.evaluation import EvalSpec
+from petl_ray.models.spec import BaseSpec, TaskType
+from petl_ray.registry import GateSpec, RegistrySpec
+from petl_ray.serving import ServeSpec
+from petl_ray.spec import NOT_IDENTITY, Spec
+from petl_ray.training import TrainSpec
+from petl_ray.tuning import SearchSpec
+
+TaskName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+UNLOCKED = {"pinned": {"uri": "unlocked", "digest": "0" * 64}, "precision": "fp32"}
+
+# Keys of the rooms' Specs that a plan fills in itself: key -> where the user writes it instead.
+GIVEN = {
+    "data": {"task": "the task's own key", "task_type": "tasks.NAME.type"},
+    "training": {"base": "base, at the top of the plan"},
+    "search": {"recipe": "tasks.NAME.training", "recipe_spec": "tasks.NAME.training"},
+    "evaluation": {"roles": "tasks.NAME.yardsticks"},
+}
+
+
+class TaskPlan(Spec):
+    """One task: its rows, the default recipe, the search around it, and what a candidate must show."""
+
+    type: TaskType = "classification"
+    data: DataSource
+    training: TrainSpec
+    search: SearchSpec | None = Field(default=None, description="left out: the default recipe is trained as it stands")
+    evaluation: EvalSpec = EvalSpec()
+    gate: GateSpec = GateSpec()
+
+
+class Plan(Spec):
+    """A plan as read: closed, versioned, every default filled in, no outside reference resolved yet."""
+
+    version: Literal[1]
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
+    owner: Annotated[str, NOT_IDENTITY] = Field(default="unowned", min_length=1, max_length=200)
+    pipeline: Literal["adapt", "retrain"] = "adapt"
+    base: BaseSpec
+    tasks: dict[TaskName, TaskPlan] = Field(min_length=1)
+    registry: RegistrySpec = RegistrySpec()
+    serving: ServeSpec | None = Field(default=None, description="left out: nothing is deployed")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hand_down(cls, document: Any) -> Any:
+        if not isinstance(document, Mapping) or not isinstance(document.get("tasks"), Mapping):
+            return document
+        tasks = {name: _with_given(str(name), task, document) for name, task in document["tasks"].items()}
+        return {**document, "tasks": tasks}
+
+
+def _with_given(name: str, task: Any, document: Mapping[str, Any]) -> Any:
+    """A task's document with what the plan hands down laid in; what is no mapping is left for validation to refuse."""
+    if not isinstance(task, Mapping):
+        return task
+    for room, keys in GIVEN.items():
+        part = task.get(room)
+        for key in keys if isinstance(part, Mapping) else ():
+            if key in part:
+                raise ValueError(f"tasks.{name}.{room}.{key}: belongs to {keys[key]}. Write it there")
+    kind = task.get("type", "classification")
+    given = dict(task)
+    if isinstance(task.get("data"), Mapping):
+        given["data"] = {**task["data"], "task": name, "task_type": kind}
+    training = task.get("training") or {}
+    if isinstance(training, Mapping):
+        metric = {"metric": "loss"} if kind == "causal_lm" else {}
+        base = document.get("base")
+        quantization = base.get("quantization", "none") if isinstance(base, Mapping) else "none"
+        given["training"] = {**metric, **training, "base": {**UNLOCKED, "quantization": quantization}}
+    if isinstance(task.get("search"), Mapping):
+        given["search"] = {
+            **task["search"], "recipe": given["training"], "recipe_spec": "petl_ray.training.spec:TrainSpec",
+        }  # fmt: skip
+    if isinstance(task.get("evaluation", {}), Mapping) and isinstance(training, Mapping):
+        metric = {"metric": given["training"].get("metric", "accuracy")}
+        given["evaluation"] = {**metric, **(task.get("evaluation") or {})}
+    return given

@@ -1,0 +1,140 @@
+"""A store in a local directory: written aside, synced, linked into place, directory synced.
+
+Creating by `link` and not by O_EXCL means that a crash can leave a stray file below `.tmp`, never a torn record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from petl_ray.errors import NotFoundError
+from petl_ray.fingerprint import sha256_file
+from petl_ray.store.failures import local_failures
+from petl_ray.store.keys import checked_key, object_key
+from petl_ray.store.verified import chunks, write_verified
+
+
+class LocalStore:
+    """See `petl_ray.store.objects.Store`. Made on first write; any number of processes of one machine may share it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.expanduser().absolute()
+
+    @property
+    def url(self) -> str:
+        return self.root.as_uri()
+
+    def put(self, path: Path) -> tuple[str, int]:
+        with local_failures("store", self.root), path.open("rb") as source:
+            return self._put(chunks(source))
+
+    def put_bytes(self, data: bytes) -> str:
+        with local_failures("store", self.root):
+            return self._put([data])[0]
+
+    def get(self, sha256: str, target: Path) -> None:
+        with local_failures("store", self.root):
+            try:
+                source = self._path(object_key(sha256)).open("rb")
+            except FileNotFoundError:
+                raise NotFoundError(f"object {sha256[:12]}…", "not in the store", f"{self.url} has none") from None
+        with source:
+            write_verified(chunks(source), sha256, target)
+
+    def has(self, sha256: str) -> bool:
+        return self._path(object_key(sha256)).is_file()
+
+    def create(self, key: str, data: bytes) -> bytes:
+        target = self._path(key)
+        with local_failures("store", self.root), self._aside([data]) as (aside, _, _):
+            self._sync(aside)
+            _make_directory(target.parent)
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, target)
+            standing = target.read_bytes()
+            self._sync(target.parent)  # the loser too: what is built on a record must not outlive it
+            return standing
+
+    def read(self, key: str) -> bytes | None:
+        with local_failures("store", self.root), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            return self._path(key).read_bytes()
+        return None
+
+    def write(self, key: str, data: bytes) -> None:
+        target = self._path(key)
+        with local_failures("store", self.root), self._aside([data]) as (aside, _, _):
+            self._sync(aside)
+            _make_directory(target.parent)
+            aside.replace(target)
+            self._sync(target.parent)
+
+    def list(self, prefix: str) -> list[str]:
+        start = self.root / prefix.rpartition("/")[0]
+        found = []
+        with local_failures("store", self.root):
+            for directory, below, names in os.walk(start):
+                below[:] = [name for name in below if not name.startswith(".")]
+                found += [Path(directory, name).relative_to(self.root).as_posix() for name in names]
+        return sorted(key for key in found if key.startswith(prefix))
+
+    def delete(self, key: str) -> None:
+        target = self._path(key)
+        with local_failures("store", self.root), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            target.unlink()
+            self._sync(target.parent)
+
+    def _path(self, key: str) -> Path:
+        return self.root / checked_key(key)
+
+    def _put(self, pieces: Iterable[bytes]) -> tuple[str, int]:
+        with self._aside(pieces) as (aside, sha256, size_bytes):
+            target = self._path(object_key(sha256))
+            if not (target.is_file() and sha256_file(target) == sha256):  # a torn object is healed
+                self._sync(aside)
+                _make_directory(target.parent)
+                aside.replace(target)
+            self._sync(target.parent)
+            return sha256, size_bytes
+
+    @contextlib.contextmanager
+    def _aside(self, pieces: Iterable[bytes]) -> Iterator[tuple[Path, str, int]]:
+        """The pieces in a file below `.tmp` (gone afterwards), their sha256 and size in bytes."""
+        hidden = self.root / ".tmp"
+        _make_directory(hidden)
+        handle, name = tempfile.mkstemp(dir=hidden)
+        digest, size_bytes = hashlib.sha256(), 0
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                for piece in pieces:
+                    digest.update(piece)
+                    size_bytes += stream.write(piece)
+            Path(name).chmod(0o644)
+            yield Path(name), digest.hexdigest(), size_bytes
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+    @staticmethod
+    def _sync(path: Path) -> None:
+        """Wait until the bytes of a file, or the names in a directory, are on the disk."""
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _make_directory(path: Path) -> None:
+    """Make `path` and what leads to it, each new name synced into its parent."""
+    if path.is_dir():
+        return
+    _make_directory(path.parent)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir()
+    if not path.is_dir():
+        raise NotADirectoryError(f"{path} is a file")
+    LocalStore._sync(path.parent)

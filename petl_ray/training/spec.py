@@ -1,0 +1,80 @@
+"""What may be asked of training: the base, the method, and how the steps are taken. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from petl_ray.methods.spec import LoraSpec, MethodSpec
+from petl_ray.models.spec import LockedBase
+from petl_ray.spec import NOT_IDENTITY, Spec
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class TrainSpec(Spec):
+    """One training question. The defaults are a sound LoRA recipe for short texts on a small encoder.
+
+    One optimizer step sees `batch_size * gradient_accumulation` rows, whatever `tokens_per_step` says: that only
+    bounds the padded tokens of one forward pass. `epochs` may be a fraction; the schedule spans the full horizon.
+    """
+
+    base: LockedBase
+    task_type: Literal["classification", "causal_lm"] = "classification"
+    method: MethodSpec = LoraSpec()
+    learning_rate: float = Field(default=1e-3, gt=0, le=1.0)
+    head_learning_rate: float | None = Field(default=None, gt=0, le=1.0, description="None: the learning rate")
+    epochs: float = Field(default=3.0, gt=0, le=1000)
+    batch_size: int = Field(default=16, ge=1, le=65536)
+    gradient_accumulation: int = Field(default=1, ge=1, le=4096)
+    tokens_per_step: int | None = Field(default=None, ge=1, description="bound on padded tokens of one forward pass")
+    max_length: int = Field(default=128, ge=2, le=1 << 20, description="tokens of one row; longer rows are cut")
+    template: str = Field(default="{prompt}", description="how a prompt is written for the model (causal_lm only)")
+    weight_decay: float = Field(default=0.0, ge=0, le=1.0)
+    warmup_share: Share = 0.06
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    gradient_clip: float | None = Field(default=1.0, gt=0)
+    gradient_checkpointing: bool = False
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    epsilon: float = Field(default=1e-8, gt=0, lt=1)
+    seed: int = Field(default=0, ge=0, lt=1 << 32)
+    metric: Literal["accuracy", "macro_f1", "matthews", "loss", "perplexity"] = "accuracy"
+    validate_every: float = Field(default=0.25, gt=0, le=1.0, description="share of the horizon between validations")
+    keep: Literal["best", "last"] = "best"
+    checkpoint_every_s: Annotated[float, NOT_IDENTITY] = Field(default=60.0, gt=0)
+
+    @property
+    def mode(self) -> Literal["max", "min"]:
+        """Which way `metric` is better."""
+        return "min" if self.metric in ("loss", "perplexity") else "max"
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows that one optimizer step sees, over all micro-batches and workers."""
+        return self.batch_size * self.gradient_accumulation
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.tokens_per_step is not None and self.tokens_per_step < self.max_length:
+            raise ValueError(
+                f"tokens_per_step: got {self.tokens_per_step} with max_length {self.max_length}; one full row would "
+                f"not fit into a forward pass. Choose {self.max_length} or more, or shorten max_length"
+            )
+        of_labels = self.metric in ("macro_f1", "matthews")
+        if self.task_type == "causal_lm" and of_labels or self.task_type == "classification" and self.metric == "perplexity":
+            raise ValueError(
+                f"metric: got {self.metric} with task_type {self.task_type}; it is not defined there. "
+                f"Choose accuracy or loss{'' if of_labels else ', macro_f1 or matthews'}"
+            )
+        if "{prompt}" not in self.template:
+            raise ValueError(
+                f"template: got {self.template!r}; without {{prompt}} every row would look the same. Add {{prompt}}"
+            )
+        if self.method.kind == "head" and self.gradient_checkpointing:
+            raise ValueError(
+                "gradient_checkpointing: got true with method head; nothing below the head has a gradient, so there "
+                "is nothing to recompute. Leave it out"
+            )
+        return self

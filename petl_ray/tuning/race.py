@@ -1,0 +1,276 @@
+"""One search as a race of configurations over rungs, in plain Python: who is asked, who trains next, who goes on.
+
+The race knows neither Ray nor clocks. It is told what was heard and says what is ready; the same seed and the same
+hearings, in whatever order they arrive, give the same race under `decisions: rung`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from petl_ray.errors import PetlRayError, PlanError, TrainingError
+from petl_ray.spec import Spec
+from petl_ray.tuning.recipe import Recipe, identity, reason
+from petl_ray.tuning.rules import asha_keeps, better, median_keeps
+from petl_ray.tuning.sampler import Overrides, open_sampler
+from petl_ray.tuning.spec import SearchSpec
+
+Phase = Literal["asked", "ready", "training", "waiting", "finished", "stopped", "rejected", "diverged"]
+Recorded = Callable[[int], "Overrides | None"]
+
+
+@dataclass
+class Candidate:
+    """One configuration: `scores` by share of the horizon, in the order of the rungs."""
+
+    number: int
+    overrides: Overrides
+    spec: Spec
+    phase: Phase
+    scores: dict[float, float] = field(default_factory=dict)
+    reason: str = ""
+    told: bool = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will be trained here."""
+        return self.phase in ("finished", "stopped", "rejected", "diverged")
+
+    @property
+    def rung(self) -> int:
+        """The index of the rung that it trains to next."""
+        return len(self.scores)
+
+    def row(self) -> dict[str, Any]:
+        """The line of the trial table: what was decided, no times."""
+        scores = {str(share): score for share, score in self.scores.items()}
+        row = {"number": self.number, "overrides": self.overrides, "state": self.phase, "scores": scores}
+        return {**row, "reason": self.reason} if self.reason else row
+
+
+class Race:
+    """A search whose rungs are barriers: a generation is asked at once and decided together, in order of number.
+
+    `recorded` gives the overrides that a number had in an earlier attempt at the same search; they stand.
+    Raises PlanError where the recipe, its space or its grid make no sense.
+    """
+
+    def __init__(self, spec: SearchSpec, recorded: Recorded) -> None:
+        self.spec, self.recipe = spec, Recipe(spec)
+        self.candidates: list[Candidate] = []
+        self.error: PetlRayError | None = None
+        self._recorded = recorded
+        self._sampler = open_sampler(spec, self.recipe.mode)
+        self._names: set[str] = set()
+        self._asks_left = 8 * spec.trials + 64  # a space smaller than the trials asked for comes to an end
+        self._at_rung: dict[int, list[float]] = {rung: [] for rung in range(len(spec.rungs))}
+        self._live: list[Candidate] = []
+        self._settle()
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to train or to ask."""
+        return self.error is not None or not self._live
+
+    def unweighed(self) -> list[Candidate]:
+        """Configurations whose cost must be judged before they may train."""
+        return [] if self.over else [candidate for candidate in self._live if candidate.phase == "asked"]
+
+    def ready(self) -> list[Candidate]:
+        """Configurations that may train to their next rung now, those furthest on first."""
+        ready = [] if self.over else [candidate for candidate in self._live if candidate.phase == "ready"]
+        return sorted(ready, key=lambda candidate: (-candidate.rung, candidate.number))
+
+    def start(self, number: int) -> None:
+        """A ready configuration has been given a place to train."""
+        self.candidates[number].phase = "training"
+
+    def again(self, number: int) -> None:
+        """A configuration lost its place before it was heard; it may train from its last rung once more."""
+        if self.candidates[number].phase == "training":
+            self.candidates[number].phase = "ready"
+
+    def weighed(self, number: int, facts: Mapping[str, Any]) -> None:
+        """What a configuration would cost: `trained_share` and `memory_bytes`, or `refused`, why it cannot be."""
+        candidate = self.candidates[number]
+        over = str(facts.get("refused", "")) or _over_limit(self.spec, facts)
+        candidate.phase = "ready"
+        if over:
+            self._end(candidate, "rejected", over)
+        self._settle()
+
+    def heard(self, number: int, facts: Mapping[str, Any], keep: bool | None = None) -> None:
+        """The facts of one rung: `score`, or `diverged`, or `refused`. `keep` is a decision that was made elsewhere."""
+        candidate = self.candidates[number]
+        if facts.get("refused"):
+            self._end(candidate, "rejected", str(facts["refused"]))
+        elif facts.get("diverged"):
+            self._end(candidate, "diverged", str(facts.get("reason", "the loss is not finite")))
+        else:
+            self._at_rung[candidate.rung].append(float(facts["score"]))
+            candidate.scores[self.spec.rungs[candidate.rung]] = float(facts["score"])
+            candidate.phase = "waiting"
+            self._hear(candidate, keep)
+        self._settle()
+
+    def fail(self, error: PetlRayError) -> None:
+        """This search is over; the first error stands."""
+        self.error = self.error or error
+
+    def winner(self) -> Candidate:
+        """The best score over the whole horizon; of equals the lowest number. Trial 0 is always among them."""
+        last = self.spec.rungs[-1]
+        best, *others = [candidate for candidate in self.candidates if candidate.phase == "finished"]
+        for other in others:
+            if better(self.recipe.mode, other.scores[last], best.scores[last]):
+                best = other
+        return best
+
+    def best_score(self) -> float | None:
+        """The best score heard so far at the furthest rung that was reached."""
+        heard = [scores for scores in self._at_rung.values() if scores]
+        return None if not heard else (max if self.recipe.mode == "max" else min)(heard[-1])
+
+    # --- what a generation does -------------------------------------------------------------------------------------
+
+    def _hear(self, candidate: Candidate, keep: bool | None) -> None:
+        """Nothing is decided before the whole generation stands at the rung."""
+
+    def _settle(self) -> None:
+        """Decide at a full barrier; replace what was rejected; ask the next generation when one is over."""
+        while self.error is None:
+            if any(candidate.phase in ("asked", "training") for candidate in self._live):
+                return
+            if self._refill():
+                continue
+            if any(candidate.phase == "ready" for candidate in self._live):
+                return
+            for candidate in self._live:
+                if candidate.phase == "waiting":
+                    self._decide(candidate)
+            if any(candidate.phase == "ready" for candidate in self._live):
+                return
+            self._tell(self._live)
+            self._live = self._ask(self.spec.generation)
+            if not self._live:
+                return
+
+    def _refill(self) -> bool:
+        """Ask again for what was rejected before anything of the generation has trained."""
+        rejected = [candidate for candidate in self._live if candidate.phase == "rejected" and not candidate.told]
+        self._tell(rejected)
+        fresh = self._ask(len(rejected)) if not any(candidate.scores for candidate in self._live) else []
+        self._live += fresh
+        return bool(fresh)
+
+    def _decide(self, candidate: Candidate) -> None:
+        rung, mode = candidate.rung - 1, self.recipe.mode
+        score, scores = candidate.scores[self.spec.rungs[rung]], self._at_rung[rung]
+        if candidate.rung == len(self.spec.rungs):
+            self._end(candidate, "finished")
+            return
+        keeps = {
+            "none": lambda: True,
+            "asha": lambda: asha_keeps(mode, score, scores, self.spec.reduction),
+            "median": lambda: median_keeps(mode, score, scores),
+        }[self.spec.scheduler]
+        if candidate.number == 0 or keeps():  # the default recipe runs to the end: what tuning is worth needs it
+            candidate.phase = "ready"
+        else:
+            self._end(candidate, "stopped")
+
+    def _end(self, candidate: Candidate, phase: Phase, why: str = "") -> None:
+        candidate.phase, candidate.reason = phase, why
+        if candidate.number == 0 and phase in ("rejected", "diverged"):
+            kind: type[PetlRayError] = PlanError if phase == "rejected" else TrainingError
+            do = "Loosen the limits or change the recipe" if phase == "rejected" else "Lower its learning rate"
+            self.fail(kind("search.recipe", f"trial 0, the recipe as it stands, {why or phase}", do=do))
+
+    def _tell(self, candidates: Iterable[Candidate]) -> None:
+        for candidate in candidates:
+            if candidate.ended and not candidate.told:
+                self._sampler.tell(candidate.number, candidate.scores, candidate.phase == "finished")
+                candidate.told = True
+
+    def _ask(self, count: int) -> list[Candidate]:
+        """Up to `count` new configurations, fewer when the trials, the space or the patience are used up."""
+        accepted = sum(candidate.phase != "rejected" for candidate in self.candidates)
+        fresh: list[Candidate] = []
+        while len(fresh) < min(count, self.spec.trials - accepted) and self._asks_left > 0:
+            self._asks_left -= 1
+            candidate = self._ask_one(len(self.candidates))
+            if candidate is None:
+                break
+            if candidate.phase != "rejected":
+                fresh.append(candidate)
+        return fresh
+
+    def _ask_one(self, number: int) -> Candidate | None:
+        """The next configuration that differs from all before; None when there is none."""
+        while self._asks_left > 0:
+            self._asks_left -= 1
+            overrides = self._overrides(number)
+            if overrides is None:
+                return None
+            try:
+                spec = self.recipe.apply(overrides)
+            except ValidationError as error:
+                candidate = Candidate(number, overrides, self.recipe.default, "rejected", reason=reason(error))
+                self.candidates.append(candidate)
+                self._tell([candidate])
+                return candidate
+            if identity(spec) not in self._names:
+                self._names.add(identity(spec))
+                weigh = self.spec.limits.trained_share is not None or self.spec.limits.memory_bytes is not None
+                candidate = Candidate(number, overrides, spec, "asked" if weigh else "ready")
+                self.candidates.append(candidate)
+                return candidate
+            self._sampler.forget(number)
+        return None
+
+    def _overrides(self, number: int) -> Overrides | None:
+        if number == 0:
+            self._sampler.replace(0, self.recipe.present(self.spec.space))
+            return {}
+        asked, recorded = self._sampler.ask(number), self._recorded(number)
+        if recorded is not None and recorded != asked:
+            self._sampler.replace(number, recorded)
+            return recorded
+        return asked
+
+
+class AsyncRace(Race):
+    """A search without barriers: `generation` configurations are under way, each is decided when it is heard."""
+
+    def _hear(self, candidate: Candidate, keep: bool | None) -> None:
+        if candidate.rung == len(self.spec.rungs):
+            self._end(candidate, "finished")
+        elif candidate.number == 0 or keep is not False:
+            candidate.phase = "ready"
+        else:
+            self._end(candidate, "stopped")
+
+    def _settle(self) -> None:
+        if self.error is None:
+            self._tell(self._live)
+            self._live = [candidate for candidate in self._live if not candidate.ended]
+            self._live += self._ask(self.spec.generation - len(self._live))
+
+
+def open_race(spec: SearchSpec, recorded: Recorded) -> Race:
+    """The race that `spec.decisions` names."""
+    return (AsyncRace if spec.decisions == "async" else Race)(spec, recorded)
+
+
+def _over_limit(spec: SearchSpec, facts: Mapping[str, Any]) -> str:
+    """Which limit these costs exceed, in words; empty if none."""
+    share, memory = spec.limits.trained_share, spec.limits.memory_bytes
+    if share is not None and float(facts["trained_share"]) > share:
+        return f"trains {float(facts['trained_share']):.4%} of all parameters, over limits.trained_share {share:.4%}"
+    if memory is not None and float(facts["memory_bytes"]) > memory:
+        return f"needs {int(facts['memory_bytes'])} bytes a slot, over limits.memory_bytes {memory}"
+    return ""

@@ -1,0 +1,88 @@
+"""What may be asked of a search: the recipe to improve, the space around it, how to sample, when to stop. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, cast
+
+from pydantic import Field, field_validator, model_validator
+
+from petl_ray.spec import NOT_IDENTITY, Json, Spec
+from petl_ray.tuning.domains import Domain
+from petl_ray.verb import load
+
+
+class Limits(Spec):
+    """What a configuration may cost; judged before anything is trained. None: no limit."""
+
+    trained_share: float | None = Field(default=None, gt=0, le=1, description="trained over all parameters")
+    memory_bytes: int | None = Field(default=None, gt=0, description="bytes of one slot beside the base")
+
+
+class SearchSpec(Spec):
+    """One search. Trial 0 is always the recipe as it stands, trained to the end: tuning must say what it was worth.
+
+    `recipe` is the training spec to start from; give the Spec itself, or its JSON with `recipe_spec`, the import name
+    of its class. `space` maps dotted paths in the recipe to domains. The sampler is asked `generation` configurations
+    at a time: a number of the question, not of the hardware, so that placement never changes an outcome.
+    """
+
+    recipe: dict[str, Any]
+    recipe_spec: Annotated[str, NOT_IDENTITY]
+    space: dict[str, Domain] = Field(min_length=1)
+    trials: int = Field(default=16, ge=1, le=10_000)
+    algorithm: Literal["optuna", "random", "grid"] = "optuna"
+    startup_trials: int = Field(default=4, ge=0, description="random configurations before optuna's TPE proposes")
+    scheduler: Literal["asha", "median", "none"] = "asha"
+    reduction: float = Field(default=2.0, gt=1, le=16, description="asha keeps the best 1/reduction of each rung")
+    rungs: tuple[float, ...] = Field(default=(0.125, 0.25, 0.5, 1.0), min_length=1)
+    decisions: Literal["rung", "async"] = "rung"
+    generation: int = Field(default=4, ge=1, le=1024)
+    seed: int = Field(default=0, ge=0, lt=1 << 32)
+    limits: Limits = Limits()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_recipe(cls, value: Any) -> Any:
+        recipe = value.get("recipe") if isinstance(value, Mapping) else None
+        if not isinstance(recipe, Spec):
+            return value
+        name = f"{type(recipe).__module__}:{type(recipe).__qualname__}"
+        return {**value, "recipe": recipe.model_dump(mode="json"), "recipe_spec": name}
+
+    @field_validator("rungs")
+    @classmethod
+    def _rising(cls, rungs: tuple[float, ...]) -> tuple[float, ...]:
+        rising = all(low < high for low, high in zip((0.0, *rungs), rungs, strict=False))
+        if not rising or rungs[-1] != 1.0:
+            raise ValueError(
+                f"rungs: got {list(rungs)}; they are rising shares of the horizon and the last is the whole of it. "
+                "Write for instance [0.25, 0.5, 1.0]"
+            )
+        return rungs
+
+    @model_validator(mode="after")
+    def _base_stays(self) -> Self:
+        moved = [path for path in self.space if path.split(".")[0] == "base"]
+        if moved:
+            raise ValueError(f"space: got {moved[0]}; a search shares one frozen base. Search other fields")
+        return self
+
+    def template(self) -> Spec:
+        """The recipe as the training spec it is. Raises pydantic.ValidationError where it is none."""
+        return cast("type[Spec]", load(self.recipe_spec)).model_validate(self.recipe)
+
+    def identity(self) -> dict[str, Any]:
+        """As every Spec, with the recipe by its own identity: what does not name it there does not name it here."""
+        return {**super().identity(), "recipe": self.template()}
+
+
+def planned_work(spec: SearchSpec) -> dict[str, Json]:
+    """What a search is expected to cost: `trials`, and `full_trainings`, the sum of the horizons' shares.
+
+    Trial 0 runs whole; of the others asha is expected to keep 1/reduction at every rung and median a half.
+    """
+    kept = {"asha": 1 / spec.reduction, "median": 0.5, "none": 1.0}[spec.scheduler]
+    shares = [high - low for low, high in zip((0.0, *spec.rungs), spec.rungs, strict=False)]
+    one = sum(share * kept**rung for rung, share in enumerate(shares))
+    return {"trials": spec.trials, "full_trainings": round(1 + (spec.trials - 1) * one, 3)}

@@ -1,0 +1,16 @@
+"""The nightly question: has anything changed? If not, say so in seconds; if so, adapt, gate and promote."""
+
+from __future__ import annotations
+
+from petl_ray.orchestration import Run
+from petl_ray.plan import LockedPlan
+from pipelines.adapt import adapt
+from pipelines.summary import Summary
+
+
+def retrain(run: Run, plan: LockedPlan) -> Summary:
+    """As `adapt`, but a recorded no-op where an earlier run answered the same data, base and plan already."""
+    earlier = run.earlier_success(plan.digest)
+    if earlier is not None:
+        return Summary.unchanged(plan, earlier)
+    return adapt(run, plan)
