@@ -39,8 +39,7 @@ class PetlRayError(Exception):
     def __str__(self) -> str:
         facts = "; ".join(part.rstrip(".") for part in (self.found, self.why) if part)
         text = f"{self.what}: {facts}" if facts else self.what
-        text = text if text.endswith(".") else text + "."
-        return f"{text} {self.do.rstrip('.')}." if self.do else text
+        return " ".join(part if part.endswith((".", "?", "!")) else f"{part}." for part in (text, self.do) if part)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.what, self.found, self.why, self.do, self.extra)

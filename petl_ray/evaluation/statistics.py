@@ -123,7 +123,7 @@ def _acceleration(left_out: Floats) -> float:
     spread = float((away**2).sum())
     if spread <= _TIE**2:
         return 0.0
-    return float((away**3).sum()) / (6 * spread**1.5)
+    return float((away**3).sum() / (6 * spread**1.5))
 
 
 def _measured(outcomes: Outcomes, metric: str, labels: int, picked: Indices) -> Floats:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AliasChoices, Field, field_validator, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
-from typing_extensions import Self
 
 from petl_ray.spec import Spec
 
@@ -110,7 +109,13 @@ class HeadSpec(Spec):
     kind: Literal["head"] = "head"
 
 
-MethodSpec = Annotated[LoraSpec | BottleneckSpec | HeadSpec, Field(discriminator="kind")]
+def _lora_unless_named(value: Any) -> Any:
+    return {"kind": "lora", **value} if isinstance(value, dict) and "kind" not in value else value
+
+
+MethodSpec = Annotated[
+    Annotated[LoraSpec | BottleneckSpec | HeadSpec, Field(discriminator="kind")], BeforeValidator(_lora_unless_named)
+]
 
 
 def _refuse(field: str, text: str) -> Any:

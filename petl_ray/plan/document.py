@@ -83,6 +83,14 @@ def read_document(path: Path, depth: int = 0) -> dict[str, Any]:
     return merged
 
 
+def plan_files(path: Path, depth: int = 0) -> list[Path]:
+    """The file at `path` and all that it includes, directly or not."""
+    document = parse_yaml(path.read_text(encoding="utf-8"), str(path)) if path.is_file() and depth <= _DEPTH else {}
+    included = document.get("include", []) if isinstance(document, dict) else []
+    names = [included] if isinstance(included, str) else included
+    return [path, *(inner for name in names for inner in plan_files((path.parent / name).resolve(), depth + 1))]
+
+
 def apply_settings(document: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
     """The document with each `a.b.c=value` laid over it; the value is read as YAML."""
     for setting in settings:

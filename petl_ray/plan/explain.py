@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -19,7 +20,7 @@ def near(name: str, known: Iterable[Any]) -> str | None:
 
 def explain(error: ValidationError, model: type[BaseModel], document: Any, where: str = "") -> PlanError:
     """The PlanError for a failed validation of `document` against `model`; `where` is put before each key path."""
-    lines = list(dict.fromkeys(_line(one, model, document, where) for one in error.errors()))
+    lines = _once_for_all_tasks(_line(one, model, document, where) for one in error.errors())
     if len(lines) == 1:
         return lines[0].error()
     text = "\n  ".join(str(line.error()) for line in lines)
@@ -29,6 +30,17 @@ def explain(error: ValidationError, model: type[BaseModel], document: Any, where
 class _Line(tuple[str, str, str, str]):
     def error(self) -> PlanError:
         return PlanError(*self)
+
+
+def _once_for_all_tasks(lines: Iterable[_Line]) -> list[_Line]:
+    """The lines with one line for a mistake that several tasks have inherited."""
+    seen: dict[tuple[str, ...], list[_Line]] = {}
+    for line in lines:
+        seen.setdefault((re.sub(r"\btasks\.[^.]+\.", "", line[0]), *line[1:]), []).append(line)
+    return [
+        _Line((f"{same[0][0]} (and {len(same) - 1} more tasks)" if len(same) > 1 else same[0][0], *same[0][1:]))
+        for same in seen.values()
+    ]
 
 
 def _line(error: Mapping[str, Any], model: type[BaseModel], document: Any, where: str) -> _Line:
@@ -52,8 +64,8 @@ def _line(error: Mapping[str, Any], model: type[BaseModel], document: Any, where
     message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
     value = error.get("input")
     found = "" if isinstance(value, Mapping | Sequence) and not isinstance(value, str) else f"got {value!r}"
-    if kind == "value_error":  # our own validators say it whole
-        return _Line((what, "" if "got " in message else found, message, ""))
+    if "got " in message or kind == "value_error":  # our own validators say it whole
+        return _Line((what, message, "", ""))
     hint = near(str(value), _expected(error)) if kind == "literal_error" else None
     return _Line((what, found, message[:1].lower() + message[1:], f"Did you mean {hint}?" if hint else ""))
 

@@ -83,10 +83,11 @@ def _with_given(name: str, task: Any, document: Mapping[str, Any]) -> Any:
         base = document.get("base")
         quantization = base.get("quantization", "none") if isinstance(base, Mapping) else "none"
         given["training"] = {**metric, **training, "base": {**UNLOCKED, "quantization": quantization}}
-    if isinstance(task.get("search"), Mapping):
-        given["search"] = {
-            **task["search"], "recipe": given["training"], "recipe_spec": "petl_ray.training.spec:TrainSpec",
-        }  # fmt: skip
+    if isinstance(search := task.get("search"), Mapping):
+        space = search.get("space")
+        if isinstance(space, Mapping):  # null takes an inherited path out of the space
+            search = {**search, "space": {path: domain for path, domain in space.items() if domain is not None}}
+        given["search"] = {**search, "recipe": given["training"], "recipe_spec": "petl_ray.training.spec:TrainSpec"}
     if isinstance(task.get("evaluation", {}), Mapping) and isinstance(training, Mapping):
         metric = {"metric": given["training"].get("metric", "accuracy")}
         given["evaluation"] = {**metric, **(task.get("evaluation") or {})}

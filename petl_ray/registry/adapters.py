@@ -5,8 +5,10 @@ Every move is made by hand here, so it carries a person's name and reason, and s
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
+from difflib import get_close_matches
 from typing import Any
 
 from petl_ray.artifact import Release
@@ -118,10 +120,8 @@ def _by_hand(
         raise PlanError("reason", "got none", "who looks later wants to know why", "Say why in a sentence")
     key = f"{action}:{time.time_ns()}:{uuid.uuid4().hex}"
     row = judged(database, Request(key, release, actor), by_hand(reason, action, expected))
-    try:
+    with contextlib.suppress(TemporaryError):  # the row stands; the next projection moves the alias
         project(database, tracking, task=row.task)
-    except TemporaryError:
-        pass  # the row stands; the next projection moves the alias
     return row
 
 
@@ -144,8 +144,6 @@ def _told(row: Promotion) -> dict[str, Any]:
 
 
 def _unknown(database: Database, task: str) -> NotFoundError:
-    from difflib import get_close_matches
-
     known = promotions.tasks(database)
     near = get_close_matches(task, known, n=1)
     hint = f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join(known) or 'none yet'}"

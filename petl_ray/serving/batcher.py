@@ -21,6 +21,10 @@ Row = TypeVar("Row")
 Result = TypeVar("Result")
 
 
+class QueueFull(TemporaryError):
+    """Too many rows are waiting already; `delay_s` says when to come back."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """Bounds of one batch (rows, padded tokens), of the queue (rows), and the wait for company in seconds."""
@@ -48,15 +52,16 @@ class Batcher(Generic[Row, Result]):
         self._waiting: deque[tuple[Row, asyncio.Future[Result]]] = deque()
         self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._busy = False
         self._rows_per_s = 0.0
         self.batches = 0
         self.rows = 0
 
     async def submit(self, rows: Sequence[Row]) -> list[Result]:
-        """The results of `rows`, in order. Raises TemporaryError (with `delay_s`) when the queue is full."""
+        """The results of `rows`, in order. Raises QueueFull when too many wait."""
         if len(self._waiting) + len(rows) > self._limits.waiting:
             delay_s = math.ceil(len(self._waiting) / self._rows_per_s) if self._rows_per_s else 1
-            raise TemporaryError(
+            raise QueueFull(
                 "queue",
                 f"{len(self._waiting)} of {self._limits.waiting} rows are waiting",
                 "more would only wait longer",
@@ -73,7 +78,7 @@ class Batcher(Generic[Row, Result]):
 
     async def close(self) -> None:
         """Answer what waits, then stop."""
-        while self._waiting:
+        while self._waiting or self._busy:
             await asyncio.sleep(0.005)
         if self._task is not None:
             self._task.cancel()
@@ -88,7 +93,9 @@ class Batcher(Generic[Row, Result]):
                 await self._arrived.wait()
                 await self._company()
             if batch := self._take():
+                self._busy = True
                 await self._answer(batch)
+                self._busy = False
 
     async def _company(self) -> None:
         """Wait for more rows until the window closes or a batch is full."""

@@ -5,6 +5,7 @@ Reads only. A row whose release does not carry the adapter that the row names is
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import re
 from collections.abc import Iterable
@@ -89,7 +90,8 @@ class Catalogue:
     def __init__(self, database_url: str) -> None:
         self._url = database_url
         self._database: Database | None = None
-        self._known: dict[int, Named] = {}
+        self._rows_read: dict[int, Named] = {}
+        self._by_model: dict[str, Named] = {}
 
     def names(self) -> tuple[dict[str, Named], dict[str, str]]:
         """(task → what its name means now, task → why its row cannot be trusted), from one transaction.
@@ -113,6 +115,12 @@ class Catalogue:
                 odd[row["task"]] = f"promotion {row['id']}: {trouble}"
         return found, odd
 
+    async def resolve(self, model: Model) -> Named:
+        """`find` without blocking the event loop; free for a whole digest that was seen before: its bytes never change."""
+        if known := self._by_model.get(f"{model.task}@{model.digest}"):
+            return known
+        return await asyncio.to_thread(self.find, model)
+
     def find(self, model: Model) -> Named:
         """The adapter that was promoted for `model.task` under `model.digest` (or its beginning), now or earlier.
 
@@ -126,7 +134,9 @@ class Catalogue:
         )
         rows = {row["adapter_digest"]: row for row in self._rows(query.order_by(promotions.c.id))}
         if len(rows) > 1:
-            raise PlanError("model", f"got {digest}", f"{len(rows)} adapters of {model.task} begin so", "Give more digits")
+            raise PlanError(
+                "model", f"got {digest}", f"{len(rows)} adapters of {model.task} begin so", "Give more digits"
+            )
         for row in rows.values():
             try:
                 return self._read(row)
@@ -144,7 +154,7 @@ class Catalogue:
 
     def _read(self, row: dict) -> Named:  # type: ignore[type-arg]
         """The promotion row as a value; ValueError if its release is not what the row says. Rows never change."""
-        if row["id"] not in self._known:
+        if row["id"] not in self._rows_read:
             try:
                 release = parse_artifact(row["release"])
             except ValidationError as error:
@@ -152,14 +162,16 @@ class Catalogue:
             if not isinstance(release, Release) or release.adapter.digest != row["adapter_digest"]:
                 raise ValueError("its release does not carry the adapter that it names")
             named = Named(row["task"], row["version"], row["id"], row["adapter_digest"], release.adapter)
-            self._known[row["id"]] = named
-        return self._known[row["id"]]
+            self._rows_read[row["id"]] = named
+            if row["action"] in SERVABLE:
+                self._by_model[named.model] = named
+        return self._rows_read[row["id"]]
 
 
 def near(wanted: str, known: Iterable[str]) -> str:
-    """`Did you mean a or b?`, or what there is, for an unknown name."""
+    """What to choose instead of an unknown name: the nearest known ones, or all there are."""
     known = sorted(known)
     close = difflib.get_close_matches(wanted, known, n=3, cutoff=0.5)
-    if close:
-        return f"Did you mean {' or '.join(close)}?"
-    return f"Known are {', '.join(known[:20])}" if known else "Nothing is served yet: promote an adapter first"
+    if close or known:
+        return f"Choose {' or '.join(close or known[:20])}"
+    return "Promote an adapter first: nothing is served yet"

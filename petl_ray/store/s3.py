@@ -21,6 +21,7 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     HTTPClientError,
+    IncompleteReadError,
     NoCredentialsError,
     PartialCredentialsError,
     ResponseStreamingError,
@@ -173,7 +174,7 @@ class S3Store:
             raise PermanentError(
                 f"store {self.url}", str(error), do="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
             ) from error
-        except (HTTPClientError, ResponseStreamingError) as error:
+        except (HTTPClientError, IncompleteReadError, ResponseStreamingError) as error:
             raise TemporaryError(f"store {self.url}", str(error), "the store is away", "Check its endpoint") from error
         except BotoCoreError as error:
             raise PermanentError(f"store {self.url}", str(error)) from error

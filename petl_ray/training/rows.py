@@ -59,4 +59,4 @@ def read_rows(directory: Path, task_type: str, tokenizer: Any, max_length: int, 
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]

@@ -6,9 +6,7 @@ import math
 from typing import Literal
 
 
-def rate_factor(
-    step: int, steps: int, warmup_share: float, schedule: Literal["linear", "cosine", "constant"]
-) -> float:
+def rate_factor(step: int, steps: int, warmup_share: float, schedule: Literal["linear", "cosine", "constant"]) -> float:
     """What multiplies the learning rate at 0-based `step` of `steps`, in (0, 1].
 
     Warm-up takes ceil(warmup_share * steps) steps and its first step is already above 0; the last step of a decay is

@@ -63,7 +63,9 @@ class TrainSpec(Spec):
                 f"not fit into a forward pass. Choose {self.max_length} or more, or shorten max_length"
             )
         of_labels = self.metric in ("macro_f1", "matthews")
-        if self.task_type == "causal_lm" and of_labels or self.task_type == "classification" and self.metric == "perplexity":
+        if (self.task_type == "causal_lm" and of_labels) or (
+            self.task_type == "classification" and self.metric == "perplexity"
+        ):
             raise ValueError(
                 f"metric: got {self.metric} with task_type {self.task_type}; it is not defined there. "
                 f"Choose accuracy or loss{'' if of_labels else ', macro_f1 or matthews'}"

@@ -1,10 +1,10 @@
 """The values that one field of a recipe may take: a closed set of domains, each with a short form for YAML.
 
-    [4, 8, 16]                      choice of values, in this order
-    {loguniform: [1e-4, 1e-2]}      a float, uniform in its logarithm
-    {uniform: [0.0, 0.1]}           a float
-    {quniform: [0.0, 0.3, 0.05]}    a float on a grid of that step from the low end
-    {integer: [1, 16]}              a whole number, both ends included; {logint: [1, 64]} uniform in its logarithm
+[4, 8, 16]                      choice of values, in this order
+{loguniform: [1e-4, 1e-2]}      a float, uniform in its logarithm
+{uniform: [0.0, 0.1]}           a float
+{quniform: [0.0, 0.3, 0.05]}    a float on a grid of that step from the low end
+{integer: [1, 16]}              a whole number, both ends included; {logint: [1, 64]} uniform in its logarithm
 """
 
 from __future__ import annotations

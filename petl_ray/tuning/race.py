@@ -27,6 +27,7 @@ Recorded = Callable[[int], "Overrides | None"]
 class Candidate:
     """One configuration: `scores` by share of the horizon, in the order of the rungs."""
 
+    search: str
     number: int
     overrides: Overrides
     spec: Spec
@@ -34,6 +35,11 @@ class Candidate:
     scores: dict[float, float] = field(default_factory=dict)
     reason: str = ""
     told: bool = False
+
+    @property
+    def key(self) -> str:
+        """The trial's name within a run of several searches."""
+        return f"{self.search}/{self.number}"
 
     @property
     def ended(self) -> bool:
@@ -59,7 +65,10 @@ class Race:
     Raises PlanError where the recipe, its space or its grid make no sense.
     """
 
-    def __init__(self, spec: SearchSpec, recorded: Recorded) -> None:
+    barrier = True
+
+    def __init__(self, spec: SearchSpec, recorded: Recorded, name: str = "") -> None:
+        self.name = name
         self.spec, self.recipe = spec, Recipe(spec)
         self.candidates: list[Candidate] = []
         self.error: PetlRayError | None = None
@@ -82,7 +91,9 @@ class Race:
 
     def ready(self) -> list[Candidate]:
         """Configurations that may train to their next rung now, those furthest on first."""
-        ready = [] if self.over else [candidate for candidate in self._live if candidate.phase == "ready"]
+        if self.over or (self.barrier and self.unweighed()):
+            return []
+        ready = [candidate for candidate in self._live if candidate.phase == "ready"]
         return sorted(ready, key=lambda candidate: (-candidate.rung, candidate.number))
 
     def start(self, number: int) -> None:
@@ -142,17 +153,15 @@ class Race:
 
     def _settle(self) -> None:
         """Decide at a full barrier; replace what was rejected; ask the next generation when one is over."""
-        while self.error is None:
-            if any(candidate.phase in ("asked", "training") for candidate in self._live):
-                return
+        while self.error is None and not self.unweighed():
             if self._refill():
                 continue
-            if any(candidate.phase == "ready" for candidate in self._live):
+            if any(candidate.phase in ("ready", "training") for candidate in self._live):
                 return
-            for candidate in self._live:
-                if candidate.phase == "waiting":
-                    self._decide(candidate)
-            if any(candidate.phase == "ready" for candidate in self._live):
+            waiting = [candidate for candidate in self._live if candidate.phase == "waiting"]
+            for candidate in waiting:
+                self._decide(candidate)
+            if any(candidate.phase == "ready" for candidate in waiting):
                 return
             self._tell(self._live)
             self._live = self._ask(self.spec.generation)
@@ -161,9 +170,11 @@ class Race:
 
     def _refill(self) -> bool:
         """Ask again for what was rejected before anything of the generation has trained."""
+        if not all(candidate.phase in ("ready", "rejected") and not candidate.scores for candidate in self._live):
+            return False
         rejected = [candidate for candidate in self._live if candidate.phase == "rejected" and not candidate.told]
         self._tell(rejected)
-        fresh = self._ask(len(rejected)) if not any(candidate.scores for candidate in self._live) else []
+        fresh = self._ask(len(rejected))
         self._live += fresh
         return bool(fresh)
 
@@ -173,12 +184,12 @@ class Race:
         if candidate.rung == len(self.spec.rungs):
             self._end(candidate, "finished")
             return
-        keeps = {
-            "none": lambda: True,
-            "asha": lambda: asha_keeps(mode, score, scores, self.spec.reduction),
-            "median": lambda: median_keeps(mode, score, scores),
-        }[self.spec.scheduler]
-        if candidate.number == 0 or keeps():  # the default recipe runs to the end: what tuning is worth needs it
+        keeps = True
+        if self.spec.scheduler == "asha":
+            keeps = asha_keeps(mode, score, scores, self.spec.reduction)
+        elif self.spec.scheduler == "median":
+            keeps = median_keeps(mode, score, scores)
+        if candidate.number == 0 or keeps:  # the default recipe runs to the end: what tuning is worth needs it
             candidate.phase = "ready"
         else:
             self._end(candidate, "stopped")
@@ -219,14 +230,16 @@ class Race:
             try:
                 spec = self.recipe.apply(overrides)
             except ValidationError as error:
-                candidate = Candidate(number, overrides, self.recipe.default, "rejected", reason=reason(error))
+                candidate = Candidate(
+                    self.name, number, overrides, self.recipe.default, "rejected", reason=reason(error)
+                )
                 self.candidates.append(candidate)
                 self._tell([candidate])
                 return candidate
             if identity(spec) not in self._names:
                 self._names.add(identity(spec))
                 weigh = self.spec.limits.trained_share is not None or self.spec.limits.memory_bytes is not None
-                candidate = Candidate(number, overrides, spec, "asked" if weigh else "ready")
+                candidate = Candidate(self.name, number, overrides, spec, "asked" if weigh else "ready")
                 self.candidates.append(candidate)
                 return candidate
             self._sampler.forget(number)
@@ -246,6 +259,8 @@ class Race:
 class AsyncRace(Race):
     """A search without barriers: `generation` configurations are under way, each is decided when it is heard."""
 
+    barrier = False
+
     def _hear(self, candidate: Candidate, keep: bool | None) -> None:
         if candidate.rung == len(self.spec.rungs):
             self._end(candidate, "finished")
@@ -261,9 +276,9 @@ class AsyncRace(Race):
             self._live += self._ask(self.spec.generation - len(self._live))
 
 
-def open_race(spec: SearchSpec, recorded: Recorded) -> Race:
+def open_race(spec: SearchSpec, recorded: Recorded, name: str = "") -> Race:
     """The race that `spec.decisions` names."""
-    return (AsyncRace if spec.decisions == "async" else Race)(spec, recorded)
+    return (AsyncRace if spec.decisions == "async" else Race)(spec, recorded, name)
 
 
 def _over_limit(spec: SearchSpec, facts: Mapping[str, Any]) -> str:

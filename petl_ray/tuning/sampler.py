@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from petl_ray.spec import Json
 from petl_ray.tuning.domains import Choice, Domain, Integer, LogInt, LogUniform, QUniform, listed
@@ -132,7 +132,7 @@ def _distribution(domain: Domain) -> Any:
 
 
 def _value(domain: Domain, parameter: Any) -> Json:
-    return domain.values[parameter] if isinstance(domain, Choice) else parameter
+    return domain.values[parameter] if isinstance(domain, Choice) else cast("Json", parameter)
 
 
 def _parameter(domain: Domain, value: Json) -> Any:

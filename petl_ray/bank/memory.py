@@ -1,0 +1,27 @@
+"""What one training slot takes, roughly, before it is paid for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from petl_ray.methods.table import count_parameters
+from petl_ray.models.loading import LoadedBase
+
+STATE_BYTES = 4 * 4  # fp32: parameter, gradient and AdamW's two moments
+
+
+def memory_estimate(loaded: LoadedBase, method: Any, labels: int, tokens: int) -> int:
+    """Bytes of one slot beside the base: state of its parameters, and activations of `tokens` tokens in one step.
+
+    Kept per token and layer are about sixteen vectors of the hidden width (attention's and the adapters' inputs and
+    outputs, norms, residuals) and four of the feed-forward width, in the base's type; attention scores are taken for
+    rows of 128 tokens. A language model adds its logits and their gradient in fp32. Rough: within a factor of two.
+    """
+    config = loaded.model.config
+    hidden = int(config.hidden_size)
+    wide = int(getattr(config, "intermediate_size", None) or 4 * hidden)
+    layers, heads = int(config.num_hidden_layers), int(config.num_attention_heads)
+    width = loaded.compute_dtype.itemsize
+    activations = tokens * layers * width * (16 * hidden + 4 * wide + 3 * heads * 128)
+    logits = tokens * int(config.vocab_size) * 8 if loaded.task_type == "causal_lm" else 0
+    return count_parameters(loaded.model, method, labels) * STATE_BYTES + activations + logits

@@ -1,0 +1,174 @@
+"""A session: K slots over one resident base in this process. A search drives it through `petl_ray.verb.SlotSession`;
+`train.py` is a session too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from petl_ray.bank import Bank, memory_estimate
+from petl_ray.errors import CapacityError, NotFoundError, PlanError
+from petl_ray.methods import AdapterCard, count_parameters
+from petl_ray.models import LoadedBase, load_base, use_threads
+from petl_ray.spec import Spec
+from petl_ray.training.checkpoint import read_checkpoint, write_checkpoint
+from petl_ray.training.loop import train_until
+from petl_ray.training.memory import TokenBudget
+from petl_ray.training.occupant import Occupant
+from petl_ray.training.peers import Peers
+from petl_ray.training.rows import Rows, read_rows
+from petl_ray.training.spec import TrainSpec
+
+SHARED = ("base", "task_type", "gradient_checkpointing")  # what all occupants of one session have in common
+
+
+def open_session(template: Spec, slots: int, threads: int) -> Session:
+    """Load the base that `template` names once and open `slots` slots over it, on `threads` threads.
+
+    Raises PlanError if `template` is no TrainSpec, and what loading raises (BaseModelError, CorruptionError).
+    """
+    use_threads(threads)
+    return Session(_training(template), slots)
+
+
+class Session:
+    """See `petl_ray.verb.SlotSession`; beside it what `train` needs: watching, adapter files, the resident base."""
+
+    def __init__(self, template: TrainSpec, slots: int) -> None:
+        self.loaded: LoadedBase = load_base(template.base, template.task_type)
+        self.budget = TokenBudget()
+        self._template = template
+        self._bank = Bank(self.loaded, slots=slots, gradient_checkpointing=template.gradient_checkpointing)
+        self._free = list(reversed(range(slots)))
+        self._occupants: dict[str, Occupant] = {}
+        self._watchers: dict[str, Callable[[Occupant], None]] = {}
+        self._rows: dict[tuple[Path, int, str], Rows] = {}
+
+    def admit(
+        self, key: str, spec: Spec, data: Path, checkpoint: Path | None = None, peers: Peers | None = None
+    ) -> None:
+        """Give `key` a free slot with the adapter that `spec` asks for, continued from `checkpoint` if there is one.
+
+        `data` is a directory with a Dataset's files. Raises CapacityError without a free slot, PlanError for another
+        base than the session's, DataError for rows that do not fit, CorruptionError for a foreign checkpoint.
+        """
+        spec = _training(spec)
+        for name in SHARED:
+            if getattr(spec, name) != getattr(self._template, name):
+                raise PlanError(
+                    f"{key}: {name}", "differs from the session's", "one session has one base", "Open another"
+                )
+        if key in self._occupants:
+            raise PlanError(key, "it has a slot already", "keys are unique in a session", "Drop it first")
+        if not self._free:
+            raise CapacityError(f"slots for {key}", "all are taken", do="Drop one first or open more")
+        rows = self._read(spec, data)
+        slot = self._free.pop()
+        try:
+            occupant = Occupant(key, spec, rows, self._bank, slot, self.loaded, peers)
+            if checkpoint is not None:
+                occupant.restore(*read_checkpoint(checkpoint))
+        except BaseException:
+            self._bank.free(slot)
+            self._free.append(slot)
+            raise
+        self._occupants[key] = occupant
+
+    def advance(self, targets: Mapping[str, float]) -> dict[str, dict[str, float]]:
+        """Train the named occupants side by side, each until that fraction (0…1] of its horizon; then validate.
+
+        Keys of the metrics: `score` (the spec's metric), `loss` (mean over validation units, nats), `train_loss`,
+        `steps`, `trained_share`; `{"diverged": 1.0}` for a slot whose loss or gradients are no longer finite.
+        """
+        aims = {self.occupant(key): self.target_step(key, share) for key, share in targets.items()}
+        train_until(self._bank, aims, self.budget, self._after_step)
+        results = {}
+        for each in aims:
+            metrics = {"diverged": 1.0} if each.diverged else each.validate(self.budget.tokens)
+            if not each.diverged:
+                metrics = {**metrics, "steps": float(each.step), "trained_share": self.trained_share(each.key)}
+            results[each.key] = metrics
+        return results
+
+    def save(self, key: str, directory: Path) -> None:
+        """Write everything that continues `key` later (weights, optimizer, position, best) as safetensors and JSON."""
+        write_checkpoint(directory, *self.occupant(key).state())
+
+    def drop(self, key: str) -> None:
+        """Free the slot of `key`."""
+        occupant = self.occupant(key)
+        del self._occupants[key]
+        self._watchers.pop(key, None)
+        self._bank.free(occupant.slot)
+        self._free.append(occupant.slot)
+
+    def estimate(self, spec: Spec) -> dict[str, float]:
+        """Before anything is paid: `trained_share` (0…1) and `memory_bytes` of one slot for `spec`.
+
+        Heads are counted with the most labels that this session has read so far, two if none.
+        """
+        spec = _training(spec)
+        labels = max((rows.task.head_size(rows.labels) for rows in self._rows.values()), default=2)
+        parameters = count_parameters(self.loaded.model, spec.method, labels)
+        tokens = min(spec.batch_size * spec.max_length, spec.tokens_per_step or self.budget.tokens or 1 << 62)
+        memory = memory_estimate(self.loaded, spec.method, labels, tokens)
+        return {"trained_share": parameters / self.loaded.parameters, "memory_bytes": float(memory)}
+
+    def occupant(self, key: str) -> Occupant:
+        """The occupant of that key; raises NotFoundError if there is none."""
+        if key not in self._occupants:
+            raise NotFoundError(key, "has no slot in this session", do=f"Known: {', '.join(self._occupants) or 'none'}")
+        return self._occupants[key]
+
+    def target_step(self, key: str, share: float) -> int:
+        """The step at that share of the horizon of `key`; at least one."""
+        steps = self.occupant(key).steps
+        return min(steps, max(1, round(share * steps)))
+
+    def trained_share(self, key: str) -> float:
+        """Trained parameters of `key`, head included, over those of the base."""
+        return self.occupant(key).trained_parameters / self.loaded.parameters
+
+    def watch(self, key: str, watcher: Callable[[Occupant], None]) -> None:
+        """Call `watcher` after every step of `key`; what it raises stops `advance`, after a whole step."""
+        self._watchers[key] = watcher
+
+    def export(self, key: str, directory: Path) -> AdapterCard:
+        """Write the adapter that is to be kept (weights, configuration, card) below `directory`; returns its card."""
+        occupant = self.occupant(key)
+        spec, rows = occupant.spec, occupant.rows
+        occupant.wear_best()
+        card = AdapterCard(
+            task=rows.name,
+            task_type=spec.task_type,
+            labels=rows.labels,
+            max_length=spec.max_length,
+            base=self.loaded.digest,
+            precision=spec.base.precision,
+            quantization=spec.base.quantization,
+            tokenizer=self.loaded.tokenizer_digest,
+            method=spec.method,
+            template=spec.template if spec.task_type == "causal_lm" else None,
+        )
+        self._bank.export(occupant.slot, directory, card)
+        return card
+
+    def close(self) -> None:
+        """Take the slots off the base; the session is of no use afterwards."""
+        self._bank.detach()
+
+    def _read(self, spec: TrainSpec, data: Path) -> Rows:
+        known = (data, spec.max_length, spec.template)
+        if known not in self._rows:
+            self._rows[known] = read_rows(data, spec.task_type, self.loaded.tokenizer, spec.max_length, spec.template)
+        return self._rows[known]
+
+    def _after_step(self, occupant: Occupant) -> None:
+        if watcher := self._watchers.get(occupant.key):
+            watcher(occupant)
+
+
+def _training(spec: Spec) -> TrainSpec:
+    if not isinstance(spec, TrainSpec):
+        raise PlanError("training", f"got a {type(spec).__name__}", "a session trains TrainSpecs", "Give one")
+    return spec

@@ -1,0 +1,151 @@
+"""One question of a packed search: its race, its ledger, and the artifact that comes of them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any, Literal, cast
+
+from petl_ray.artifact import Dataset, Trial
+from petl_ray.errors import PetlRayError
+from petl_ray.spec import Json
+from petl_ray.tuning.ledger import Files, Ledger, read_files
+from petl_ray.tuning.pack import Order
+from petl_ray.tuning.race import Candidate, open_race
+from petl_ray.tuning.spec import SearchSpec
+from petl_ray.verb import Question, StepContext
+
+_CHECK_EVERY_S = 1.0
+
+
+class Hunt:
+    """What Ray Tune's side asks and tells of one search; whatever a step raises ends this search alone.
+
+    Raises PetlRayError at once where the question makes no sense.
+    """
+
+    def __init__(self, name: str, question: Question, step: StepContext) -> None:
+        self.name, self.step = name, step
+        self.spec = cast("SearchSpec", question.spec)
+        self.dataset = cast("Dataset", question.inputs[0])
+        self.ledger = Ledger(step)
+        self.race = open_race(self.spec, self.ledger.overrides, name)
+        self.asynchronous = self.spec.decisions == "async"
+        self._started_s, self._checked_s = time.monotonic(), 0.0
+        self._timings: list[dict[str, Json]] = []
+
+    @property
+    def over(self) -> bool:
+        """Whether this search asks for nothing more."""
+        return self.race.over
+
+    def rows(self) -> Files:
+        """The files a session trains and validates on; never the test rows."""
+        return read_files(self.step.fetch(self.dataset), without=("test.jsonl",))
+
+    def check(self) -> None:
+        """Ask the step, about once a second, whether this work should stop."""
+        if time.monotonic() - self._checked_s >= _CHECK_EVERY_S:
+            self._checked_s = time.monotonic()
+            self._guarded(self.step.check)
+
+    def unweighed(self) -> list[Order]:
+        """Orders of the trials whose cost must be asked of a pack; what is recorded is judged here."""
+        for candidate in self.race.unweighed():
+            if (cost := self.ledger.cost(candidate.number)) is not None:
+                self.race.weighed(candidate.number, cost)
+        return [self.order(candidate) for candidate in self.race.unweighed()]
+
+    def weighed(self, orders: list[Order], costs: list[dict[str, Any]]) -> None:
+        """The costs of `orders` are known."""
+        for order, cost in zip(orders, costs, strict=True):
+            self._guarded(lambda number=order.number, facts=cost: self._weighed(number, facts))
+
+    def order(self, candidate: Candidate) -> Order:
+        """What a trial asks of its pack next."""
+        recipe = candidate.spec.model_dump(mode="json")
+        target = self.spec.rungs[candidate.rung]
+        return Order(self.name, candidate.number, candidate.rung, target, recipe, self.spec.recipe_spec)
+
+    def started(self, candidate: Candidate) -> None:
+        """A trial has been given a place."""
+        self.race.start(candidate.number)
+        if candidate.rung == 0:
+            self._guarded(lambda: self.ledger.asked(candidate.number, candidate.overrides))
+
+    def heard(self, candidate: Candidate, facts: Mapping[str, Any], files: Files | None, keep: bool | None) -> None:
+        """One rung was trained (or replayed): remember it, then decide."""
+        self._guarded(lambda: self._heard(candidate, facts, files, keep))
+
+    def fail(self, error: PetlRayError) -> None:
+        """End this search; the others go on."""
+        self.race.fail(error)
+
+    def outcome(self) -> Trial | PetlRayError:
+        """The winner with the table of all trials, or why there is none."""
+        try:
+            return self.race.error or self._trial()
+        except PetlRayError as error:
+            return error
+        finally:
+            self.ledger.close()
+
+    def _guarded(self, act: Any) -> None:
+        try:
+            act()
+        except PetlRayError as error:  # a lost claim, a cancelled run, a full store: this search's own end
+            self.race.fail(error)
+
+    def _weighed(self, number: int, facts: Mapping[str, Any]) -> None:
+        self.ledger.asked(number, self.race.candidates[number].overrides)
+        self.ledger.weighed(number, facts)
+        self.race.weighed(number, facts)
+
+    def _heard(self, candidate: Candidate, facts: Mapping[str, Any], files: Files | None, keep: bool | None) -> None:
+        rung = candidate.rung
+        replayed = rung in self.ledger.rungs(candidate.number)
+        if not replayed:
+            self.ledger.reached(candidate.number, rung, facts, files)
+        self._timings.append({"number": candidate.number, "rung": rung, "replayed": replayed, **_times(facts)})
+        self.race.heard(candidate.number, facts, keep)
+        for other in self.race.candidates:
+            if other.ended:
+                self.ledger.forget(other.number)
+        known = {"score": facts.get("score"), "best": self.race.best_score(), "replayed": replayed}
+        self.step.report("search.rung", trial=candidate.number, rung=rung, rungs=len(self.spec.rungs), **known)
+
+    def _trial(self) -> Trial:
+        race, out = self.race, self.step.out
+        winner, last = race.winner(), self.spec.rungs[-1]
+        _write_lines(out / "trials.jsonl", [candidate.row() for candidate in race.candidates])
+        _write_lines(out / "timings.jsonl", self._timings)
+        trained = [timing for timing in self._timings if not timing["replayed"]]
+        states = [candidate.phase for candidate in race.candidates]
+        return Trial(
+            files=self.step.keep("trials.jsonl"),
+            traces=self.step.keep("timings.jsonl"),
+            overrides=winner.overrides,
+            number=winner.number,
+            metric=race.recipe.metric,
+            mode=cast('Literal["max", "min"]', race.recipe.mode),
+            score=winner.scores[last],
+            default_score=race.candidates[0].scores[last],
+            trials=sum(state != "rejected" for state in states),
+            about={
+                "seconds": round(time.monotonic() - self._started_s, 3),
+                "training_seconds": round(sum(float(cast("float", t.get("seconds", 0))) for t in trained), 3),
+                "trained_rungs": len(trained),
+                "replayed_rungs": len(self._timings) - len(trained),
+                "states": {state: states.count(state) for state in sorted(set(states))},
+            },
+        )
+
+
+def _times(facts: Mapping[str, Any]) -> dict[str, Json]:
+    return {name: facts[name] for name in ("seconds", "steps") if name in facts}
+
+
+def _write_lines(path: Any, rows: list[dict[str, Any]]) -> None:
+    lines = (json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False) for row in rows)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -1,0 +1,325 @@
+"""Searches under Ray Tune: thin trials that ask pack actors to train, and the two places where Tune asks us.
+
+Tune asks the `Asker` (its Searcher) for new trials and the `Judge` (its TrialScheduler) what a result means; both only
+pass on what the lanes and the races behind them say. A trial's process holds nothing: it carries one order to a pack
+and brings the facts of one rung back.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import ray
+from ray import tune
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.search import Searcher
+
+from petl_ray.artifact import Dataset, Trial
+from petl_ray.errors import CapacityError, PermanentError, PetlRayError
+from petl_ray.tuning.hunt import Hunt
+from petl_ray.tuning.lanes import Lanes, Stopper
+from petl_ray.tuning.ledger import Files
+from petl_ray.tuning.pack import Order, Pack
+from petl_ray.tuning.spec import SearchSpec
+from petl_ray.verb import Question, Resources, StepContext, Verb
+
+_NAMESPACE = "petl-ray"
+_RETRIES = 3
+_TUNE = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the trial table is ours
+    "TUNE_DISABLE_AUTO_CALLBACK_SYNCER": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C belongs to whoever runs the pipeline
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # resume replays records; nothing of Tune's state is ever read
+    "TUNE_MAX_PENDING_TRIALS_PG": "64",  # the lanes bound what is pending
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_THRESHOLD_S": "60",
+}
+
+
+def search(spec: SearchSpec, dataset: Dataset, *, train: Verb, step: StepContext) -> Trial:
+    """The best overrides of `spec.recipe` within `spec.space` for `dataset`, and every trial on the way there.
+
+    Raises PlanError where the question makes no sense, TrainingError where the default recipe diverges, CapacityError
+    where the cluster is smaller than the placement, and whatever the step raises (ClaimLost, RunCancelled).
+    """
+    outcome = search_all([Question(dataset.task, spec, (dataset,))], [step], train=train)[0]
+    if isinstance(outcome, PetlRayError):
+        raise outcome
+    return outcome
+
+
+def search_all(
+    questions: Sequence[Question], steps: Sequence[StepContext], *, train: Verb
+) -> list[Trial | PetlRayError]:
+    """One Trial or error for each question, all of them in one Tune run over the same packs."""
+    outcomes: dict[int, PetlRayError] = {}
+    hunts: dict[int, Hunt] = {}
+    for index, (question, step) in enumerate(zip(questions, steps, strict=True)):
+        try:
+            hunts[index] = Hunt(f"q{index}", question, step)
+        except PetlRayError as error:
+            outcomes[index] = error
+    if any(not hunt.over for hunt in hunts.values()):
+        with _cluster():
+            _run(list(hunts.values()), steps[0].resources, train)
+    return [outcomes[index] if index in outcomes else hunts[index].outcome() for index in range(len(questions))]
+
+
+@contextmanager
+def _cluster() -> Iterator[None]:
+    """The Ray cluster this process belongs to; a local one for the time of the search where there is none."""
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _run(hunts: list[Hunt], resources: Resources, train: Verb) -> None:
+    for name, value in _TUNE.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    try:
+        _refuse_what_cannot_be(resources)
+    except CapacityError as error:
+        for hunt in hunts:
+            hunt.fail(error)
+        return
+    packs = Packs(hunts, resources, train.function.split(":")[0].rpartition(".")[0] + ".session:open_session")
+    judge = Judge(hunts, packs)
+    scratch = tempfile.mkdtemp(prefix="petl-ray-tune-")
+    try:
+        tuner = tune.Tuner(
+            tune.with_resources(ThinTrial, {"memory": 1}),  # no CPU: the packs hold the cores; but not nothing
+            tune_config=tune.TuneConfig(
+                search_alg=Asker(judge.lanes),
+                scheduler=judge,
+                num_samples=1_000_000_000,  # the Asker says when it is over
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: str(trial.trial_id),
+            ),
+            run_config=tune.RunConfig(
+                name="search",
+                storage_path=scratch,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=_RETRIES),
+            ),
+        )
+        tuner.fit()
+    finally:
+        packs.close()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+class Packs:
+    """The pack actors, started when first needed, and what each of them holds."""
+
+    def __init__(self, hunts: list[Hunt], resources: Resources, door: str) -> None:
+        self._hunts = {hunt.name: hunt for hunt in hunts}
+        self._resources, self._door = resources, door
+        self._prefix = f"petl-ray-pack-{hunts[0].step.name[:12]}-{uuid.uuid4().hex[:8]}"
+        self._actors: dict[int, Any] = {}
+        self._rows: dict[str, Any] = {}
+        self._holds: dict[int, set[str]] = {}
+        self.count = max(1, resources.packs)
+        self.under_way: dict[str, int] = {}  # trial key -> index of the pack that trains it now
+        self.last: dict[str, int] = {}  # trial key -> index of the pack that trained it last
+
+    def choose(self, key: str) -> int:
+        """The pack with the fewest orders; of equals the one that trained the trial last."""
+        busy = list(self.under_way.values())
+        return min(range(self.count), key=lambda index: (busy.count(index), self.last.get(key) != index, index))
+
+    def prepare(self, order: Order, index: int) -> str:
+        """Bring what `order` needs to pack `index`; returns the actor's name."""
+        actor, held = self._actor(index), self._holds[index]
+        if order.search not in held:
+            if order.search not in self._rows:
+                self._rows[order.search] = ray.put(self._hunts[order.search].rows())
+            self._desk(actor.put_data, order.search, self._rows[order.search])
+            held.add(order.search)
+        checkpoint = self._hunts[order.search].ledger.checkpoint(order.number) if order.rung else None
+        if checkpoint is not None and self.last.get(order.key) != index:
+            self._desk(actor.put_checkpoint, order.key, *checkpoint)
+        self.last[order.key] = index
+        return self._name(index)
+
+    def files(self, key: str, rung: int) -> Files | None:
+        """The checkpoint of a trial at `rung`, from the pack that trained it; None if that pack is gone."""
+        try:
+            return cast("Files", self._desk(self._actor(self.last[key]).checkpoint, key, rung)) or None
+        except PetlRayError:
+            return None
+
+    def weigh(self, orders: list[Order]) -> Any:
+        """A promise of the costs of `orders`."""
+        return self._actor(0).weigh.remote(orders)
+
+    def costs(self, promise: Any) -> list[dict[str, Any]] | None:
+        """What was promised, or None while it is not there. Raises PermanentError where the session cannot say."""
+        if not ray.wait([promise], timeout=0)[0]:
+            return None
+        try:
+            return cast("list[dict[str, Any]]", ray.get(promise))
+        except (ray.exceptions.RayTaskError, ray.exceptions.RayActorError) as error:
+            raise PermanentError("search.limits", str(error).strip().splitlines()[-1], "no cost is known") from error
+
+    def lost(self, key: str) -> None:
+        """The pack of a trial may have been restarted: bring everything again."""
+        self.under_way.pop(key, None)
+        index = self.last.get(key)
+        if index is not None:
+            self._holds.get(index, set()).clear()
+            self.last = {other: pack for other, pack in self.last.items() if pack != index}
+
+    def close(self) -> None:
+        """End the actors."""
+        for actor in self._actors.values():
+            ray.kill(actor)
+        self._actors.clear()
+
+    def _name(self, index: int) -> str:
+        return f"{self._prefix}-{index}"
+
+    def _actor(self, index: int) -> Any:
+        if index not in self._actors:
+            cpus = max(1, self._resources.cpus)
+            actor = ray.remote(concurrency_groups={"desk": 1})(Pack).options(
+                name=self._name(index),
+                namespace=_NAMESPACE,
+                num_cpus=cpus,
+                num_gpus=self._resources.gpus,
+                max_restarts=_RETRIES,
+            )
+            self._actors[index] = actor.remote(self._door, self._resources.slots, cpus)
+            self._holds[index] = set()
+        return self._actors[index]
+
+    def _desk(self, method: Any, *arguments: Any) -> Any:
+        """Call a method beside the training thread, again where the actor is being restarted."""
+        for attempt in range(_RETRIES + 1):
+            try:
+                return ray.get(method.options(concurrency_group="desk").remote(*arguments))
+            except ray.exceptions.RayActorError as error:
+                if attempt == _RETRIES:
+                    found = str(error).strip().splitlines()[0]
+                    raise PermanentError("search", found, "its pack was lost more often than it may be") from error
+        raise AssertionError("unreachable")
+
+
+def _refuse_what_cannot_be(resources: Resources) -> None:
+    """Raise CapacityError where the packs would wait for ever."""
+    there, packs = ray.cluster_resources(), max(1, resources.packs)
+    for kind, asked in (("CPU", float(packs * max(1, resources.cpus))), ("GPU", packs * resources.gpus)):
+        if asked > there.get(kind, 0.0):
+            found = f"the packs ask for {asked:g} {kind}, the cluster has {there.get(kind, 0.0):g}"
+            raise CapacityError("placement of search", found, do="Lower cpus, gpus or packs of search")
+
+
+class ThinTrial(tune.Trainable):  # type: ignore[misc]  # ray has no types
+    """A trial's process: it carries orders to packs and replays what is recorded. It imports no torch."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        errand = json.loads(new_config["errand"])
+        self._order, self._targets, self._recorded = errand["order"], errand["targets"], errand["recorded"]
+        self._pack = errand["pack"]
+        return True
+
+    def step(self) -> dict[str, Any]:
+        order = Order(**{**self._order, "target": self._targets[self._order["rung"]]})
+        facts = self._recorded.get(str(order.rung))
+        if facts is None:
+            facts = ray.get(ray.get_actor(self._pack, _NAMESPACE).advance.remote(order))
+        self._order["rung"] += 1
+        return {"facts": json.dumps(facts), "rung": order.rung}
+
+
+class Asker(Searcher):  # type: ignore[misc]  # ray has no types
+    """Tune asks here for new trials; there is one as soon as a race has one ready and a lane can take it."""
+
+    def __init__(self, lanes: Lanes) -> None:
+        super().__init__()
+        self._lanes = lanes
+
+    def suggest(self, trial_id: str) -> Any:
+        if self._lanes.over:
+            return Searcher.FINISHED
+        return self._lanes.new_trial(trial_id)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        if error:
+            self._lanes.given_up(trial_id)
+
+    def save(self, checkpoint_path: str) -> None: ...
+
+    def restore(self, checkpoint_path: str) -> None: ...
+
+    def __reduce__(self) -> Any:
+        return Searcher, ()  # Tune pickles its settings into the scratch folder; nobody reads them
+
+
+class Judge(FIFOScheduler):  # type: ignore[misc]  # ray has no types
+    """Tune asks here which trial runs next and what a result means; the lanes answer."""
+
+    def __init__(self, hunts: list[Hunt], packs: Packs) -> None:
+        super().__init__()
+        self._stoppers = {hunt.name: _stopper(hunt) for hunt in hunts if hunt.asynchronous}
+        keeps = {name: self._keeps(stopper) for name, stopper in self._stoppers.items()}
+        self.lanes = Lanes(hunts, packs, keeps, tries=_RETRIES + 1)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
+        return self.lanes.choose(tune_controller)
+
+    def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
+        if stopper := self._stoppers.get(self.lanes.search_of(trial)):
+            stopper.on_trial_add(tune_controller, trial)
+        self.lanes.added(trial)
+
+    def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
+        self.lanes.failed(trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
+        return self.lanes.heard(tune_controller, trial, result)
+
+    def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None: ...
+
+    def on_trial_remove(self, tune_controller: Any, trial: TuneTrial) -> None: ...
+
+    def __reduce__(self) -> Any:
+        return FIFOScheduler, ()  # as the Asker
+
+    @staticmethod
+    def _keeps(stopper: Any) -> Stopper:
+        def keeps(controller: Any, trial: Any, share: float, score: float) -> bool:
+            said = stopper.on_trial_result(controller, trial, {"share": share, "score": score})
+            return bool(said != TrialScheduler.STOP)
+
+        return keeps
+
+
+def _stopper(hunt: Hunt) -> Any:
+    """Tune's own rule for `decisions: async`."""
+    spec, mode = hunt.spec, hunt.race.recipe.mode
+    if spec.scheduler == "asha":
+        return ASHAScheduler("share", "score", mode, 1.0, spec.rungs[0], spec.reduction)
+    if spec.scheduler == "median":
+        return MedianStoppingRule("share", "score", mode, grace_period=spec.rungs[0])
+    return FIFOScheduler()

@@ -1,0 +1,115 @@
+"""What a run has come to, task by task: what was chosen, what it is worth beside its yardsticks, what is served."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from petl_ray.artifact import Adapter, Endpoint, Interval, Release, Report, Trial
+from petl_ray.errors import PetlRayError
+from petl_ray.plan import DEFAULT, HEAD_ONLY, TUNED, LockedPlan, LockedTask
+from petl_ray.spec import with_overrides
+
+# What a full copy of the base would weigh: four bytes a parameter, as fp32 checkpoints are shipped.
+FULL_MODEL_BYTES_PER_PARAMETER = 4
+
+
+class TaskSummary(BaseModel):
+    """One task's line. Scores are on held-out rows, in `metric`; differences are paired over the same rows.
+
+    `recipe` is what was put forward: method, rank or size, targets, learning rate. `tuning_gain` is the validation score
+    of the winner minus that of the default recipe, trial 0. Shares are parts of 1.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: str
+    recipe: dict[str, Any]
+    metric: str
+    mode: str
+    rows: int
+    scores: dict[str, Interval]
+    differences: dict[str, Interval]
+    trials: int | None
+    tuning_gain: float | None
+    trained_share: float
+    adapter_bytes: int
+    full_model_bytes: int
+    adapter_digest: str
+    version: int | None
+    status: str
+    reasons: tuple[str, ...]
+
+
+class Summary(BaseModel):
+    """All tasks of a run; `failures` says which part failed and why; `note` says so where nothing had to be done."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    plan: str
+    tasks: tuple[TaskSummary, ...]
+    failures: dict[str, str]
+    endpoint: str | None = None
+    note: str | None = None
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether every task came to its end (a refused candidate did)."""
+        return not self.failures
+
+    @classmethod
+    def of(
+        cls,
+        plan: LockedPlan,
+        best: Mapping[str, Trial],
+        candidates: Mapping[str, Adapter],
+        reports: Mapping[str, Report],
+        releases: Mapping[str, Release],
+        endpoint: Endpoint | None,
+        failures: Mapping[str, PetlRayError],
+    ) -> Summary:
+        """The summary of what a pipeline has made."""
+        rows = [
+            _row(key, plan.tasks[key], best.get(key), candidates[key], reports[key], releases.get(key))
+            for key in plan.tasks
+            if key in reports
+        ]
+        return cls(
+            plan=plan.name,
+            tasks=tuple(rows),
+            failures={key: str(error) for key, error in failures.items()},
+            endpoint=endpoint.url if endpoint else None,
+        )
+
+    @classmethod
+    def unchanged(cls, earlier: Mapping[str, Any], run_id: str) -> Summary:
+        """The summary of an earlier run, said again because nothing it depends on has changed."""
+        note = f"nothing to do: data, base and plan are those of run {run_id}"
+        return cls.model_validate(dict(earlier)).model_copy(update={"note": note})
+
+
+def _row(
+    key: str, task: LockedTask, best: Trial | None, adapter: Adapter, report: Report, release: Release | None
+) -> TaskSummary:
+    recipe = with_overrides(task.training, best.overrides) if best else task.training
+    scores = {role: report.rivals[role] for role in ("majority", "base", HEAD_ONLY, DEFAULT) if role in report.rivals}
+    return TaskSummary(
+        task=key,
+        recipe={**recipe.method.model_dump(mode="json"), "learning_rate": recipe.learning_rate},
+        metric=report.metric,
+        mode=report.mode,
+        rows=report.rows,
+        scores={**scores, (TUNED if best else DEFAULT): report.scores[report.metric]},
+        differences=dict(report.differences),
+        trials=best.trials if best else None,
+        tuning_gain=best.score - best.default_score if best else None,
+        trained_share=adapter.trained_parameters / (adapter.base_parameters + adapter.trained_parameters),
+        adapter_bytes=adapter.size_bytes,
+        full_model_bytes=adapter.base_parameters * FULL_MODEL_BYTES_PER_PARAMETER,
+        adapter_digest=adapter.digest,
+        version=release.version if release else None,
+        status=release.status if release else "failed",
+        reasons=release.reasons if release else (),
+    )

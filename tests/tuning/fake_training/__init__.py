@@ -1,0 +1,5 @@
+"""A training room in miniature: the same protocol as the real one, learning curves by formula, real checkpoint files."""
+
+from petl_ray.verb import Verb
+
+train = Verb(name="train", version=1, function="tests.tuning.fake_training.train:train")

@@ -1,0 +1,93 @@
+"""Slots whose learning curve is a formula, stepped a hundred times a horizon with a state that must not be lost.
+
+The state is a hash chain over (spec, rows, step), so a checkpoint that is lost, mixed up or taken twice changes every
+score after it. A learning rate of 1 or more diverges; rank 666 is refused at admission; rank 999 breaks as a bug would.
+`MINI_LOG` names a file that every rung trained is written to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from petl_ray.errors import CapacityError
+from petl_ray.fingerprint import sha256_of
+from petl_ray.spec import Spec
+from tests.tuning.fake_training.spec import Lora, MiniSpec
+
+HORIZON = 100
+
+
+@dataclass
+class Slot:
+    spec: MiniSpec
+    rows: str
+    step: int = 0
+    chain: str = ""
+
+
+class MiniSession:
+    def __init__(self, slots: int) -> None:
+        self._count, self._slots = slots, dict[str, Slot]()
+
+    def admit(self, key: str, spec: Spec, data: Path, checkpoint: Path | None = None) -> None:
+        mini = cast("MiniSpec", spec)
+        assert len(self._slots) < self._count, "no free slot"
+        assert not (data / "test.jsonl").exists(), "test rows must not reach a search"
+        if isinstance(mini.method, Lora) and mini.method.rank == 666:
+            raise CapacityError("method.rank", "got 666", "it does not fit")
+        if isinstance(mini.method, Lora) and mini.method.rank == 999:
+            raise ZeroDivisionError("a bug")
+        rows = hashlib.sha256((data / "train.jsonl").read_bytes()).hexdigest()
+        slot = Slot(mini, rows)
+        if checkpoint is not None:
+            state = json.loads((checkpoint / "deep" / "state.json").read_text())
+            assert state["spec"] == sha256_of(mini), "a foreign checkpoint"
+            slot.step, slot.chain = state["step"], state["chain"]
+        self._slots[key] = slot
+
+    def advance(self, targets: Mapping[str, float]) -> dict[str, dict[str, float]]:
+        return {key: self._advance(self._slots[key], target, key) for key, target in targets.items()}
+
+    def save(self, key: str, directory: Path) -> None:
+        slot = self._slots[key]
+        (directory / "deep").mkdir()
+        state = {"spec": sha256_of(slot.spec), "step": slot.step, "chain": slot.chain}
+        (directory / "deep" / "state.json").write_text(json.dumps(state))
+
+    def drop(self, key: str) -> None:
+        del self._slots[key]
+
+    def estimate(self, spec: Spec) -> dict[str, float]:
+        method: Any = cast("MiniSpec", spec).method
+        size = method.rank if isinstance(method, Lora) else method.size
+        return {"trained_share": size / 1000, "memory_bytes": float(size * 1024)}
+
+    def _advance(self, slot: Slot, target: float, key: str) -> dict[str, float]:
+        goal = round(target * HORIZON)
+        assert slot.step < goal, f"{key} stands at {slot.step} already"
+        while slot.step < goal:
+            slot.step += 1
+            slot.chain = hashlib.sha256(f"{slot.chain}{sha256_of(slot.spec)}{slot.rows}{slot.step}".encode()).hexdigest()
+        time.sleep(slot.spec.pause_s * target)
+        if log := os.environ.get("MINI_LOG"):
+            with Path(log).open("a") as stream:
+                stream.write(f"{key} {slot.rows[:8]} {target}\n")
+        if slot.spec.learning_rate >= 1:
+            return {"diverged": 1.0}
+        noise = int(slot.chain[:8], 16) / 16**8 / 50
+        height = 1 - 0.1 * abs(math.log10(slot.spec.learning_rate) + 2.5) - noise
+        score = height * (1 - math.exp(-4 * target))
+        loss = slot.spec.metric == "loss"
+        return {"score": 1 - score if loss else score, "loss": 1 - score, "steps": float(slot.step), "trained_share": 0.01}
+
+
+def open_session(spec: Spec, slots: int, threads: int) -> MiniSession:
+    return MiniSession(slots)
