@@ -26,6 +26,8 @@ class TaskSummary(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: str
+    task_type: str
+    sample: str
     recipe: dict[str, Any]
     metric: str
     mode: str
@@ -38,6 +40,7 @@ class TaskSummary(BaseModel):
     adapter_bytes: int
     full_model_bytes: int
     adapter_digest: str
+    seconds: float
     version: int | None
     status: str
     reasons: tuple[str, ...]

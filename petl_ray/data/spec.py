@@ -46,7 +46,8 @@ class Split(Spec):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.validation + self.test >= 1:
-            raise ValueError(f"validation and test take {self.validation + self.test:g} of all rows; leave some to train")
+            taken = self.validation + self.test
+            raise ValueError(f"validation and test take {taken:g} of all rows; leave some to train")
         if (self.by == "row") != (self.column is None):
             raise ValueError(f"by: {self.by} {'takes no' if self.column else 'needs a'} column")
         if self.by != "time" and (self.validation_from or self.test_from):

@@ -98,7 +98,7 @@ def _place(
     step: StepContext,
 ) -> _Placed:
     directory = step.fetch(system.like)
-    files = read_adapter(directory, loaded.base)
+    files = read_adapter(directory, loaded)
     if system.adapter is not None:
         bank.install(slot, files)
     card = files.card
@@ -150,19 +150,15 @@ def _budget(batch_tokens: int, task: Task, loaded: LoadedBase) -> int:
 
 def _answer(bank: ServingBank, task: Task, batch: Sequence[tuple[_Placed, int]], loaded: LoadedBase) -> list[RowScore]:
     """One score a pair, in order; the rows of one system are scored together."""
-    tokenizer, device = loaded.tokenizer, loaded.device
-    pad_id = int(next(known for known in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if known is not None))
-    whole = task.collate([system.encoded[row] for system, row in batch], pad_id)
-    extra = {name: tensor.to(device) for name, tensor in whole.extra.items()}
-    slots = [system.slot for system, _ in batch]
-    logits = bank.answer(slots, whole.input_ids.to(device), whole.attention_mask.to(device), extra)
+    whole = task.collate([system.encoded[row] for system, row in batch], loaded.pad_id)
+    logits = bank.answer([system.slot for system, _ in batch], whole.input_ids, whole.attention_mask, whole.extra)
     places: dict[str, list[int]] = {}
     for place, (system, _) in enumerate(batch):
         places.setdefault(system.role, []).append(place)
     scores: dict[int, RowScore] = {}
     for mine in places.values():
         alone = task.collate(
-            [batch[place][0].encoded[batch[place][1]] for place in mine], pad_id, whole.input_ids.shape[1]
+            [batch[place][0].encoded[batch[place][1]] for place in mine], loaded.pad_id, whole.input_ids.shape[1]
         )
         answers = torch.stack([logits[place] for place in mine])
         scores |= zip(mine, task.score_rows(answers, alone), strict=True)

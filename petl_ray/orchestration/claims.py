@@ -1,8 +1,8 @@
-"""Claims by name on the database's clock: who works on what, until when, and the fencing token that grows with each owner.
+"""Claims by name on the database's clock: who works on what, until when, under which fencing token.
 
-A claim lives while its owner beats; one that expired, was released or belongs to a process known to be dead may be taken
-by anybody, and its fence grows by one. The old owner finds out at its next write, which checks the fence in the same
-transaction, and parks.
+A claim lives while its owner beats; one that expired, was released or belongs to a process known to be dead may be
+taken by anybody, and its fence grows by one. The old owner finds out at its next write, which checks the
+fence in the same transaction, and parks.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ class Claim:
 
     def release(self, conn: Connection) -> None:
         """Give the name back, if it is still ours, so that nobody has to wait for its expiry."""
-        conn.execute(
-            update(claims).where(claims.c.name == self.name, claims.c.fence == self.fence).values(released=1)
-        )
+        conn.execute(update(claims).where(claims.c.name == self.name, claims.c.fence == self.fence).values(released=1))
 
 
 def claim_lost(name: str) -> ClaimLost:
     """The error of an owner whose name has gone to somebody else."""
-    return ClaimLost(f"claim {name[:80]}", "another process holds it now", "this one was away for too long", "Nothing: it parks")
+    return ClaimLost(
+        f"claim {name[:80]}", "another process holds it now", "this one was away for too long", "Nothing: it parks"
+    )
 
 
 def take(
     database: Database, conn: Connection, names: Iterable[str], owner: Owner, lasts_s: float = LASTS_S
 ) -> dict[str, Claim]:
-    """Claim every one of `names` that is free, inside the write transaction `conn`; names that others hold are left out."""
+    """Claim every one of `names` that is free, inside the transaction `conn`; what others hold is left out."""
     wanted = sorted(set(names))  # one order for everybody, so that two claimants cannot lock each other out
     now = database.now(conn)
     taken: dict[str, Claim] = {}

@@ -1,4 +1,4 @@
-"""What went wrong, in one family: exceptions of other libraries as errors of ours, and errors as JSON for the journal."""
+"""What went wrong, in one family: foreign exceptions as errors of ours, and errors as JSON for the journal."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Death on demand, for tests of durability: the one place where this process may kill itself.
 
-`PETL_RAY_FAULT="verb:point[:nth]"` sends SIGKILL to this process when `verb` passes `point` for the nth time (default 1);
-`*` stands for every verb. With `PETL_RAY_FAULT_ONCE=path` it happens only while `path` does not exist, and creates it.
+`PETL_RAY_FAULT="verb:point[:nth]"` sends SIGKILL to this process when `verb` passes `point` for the nth time
+(default 1); `*` stands for every verb. With `PETL_RAY_FAULT_ONCE=path` it happens only while
+`path` does not exist, and creates it.
 Points in their order: `submitted` (driver, job handed out), `claimed`, `in-rung` (before a fact is recorded),
 `after-rung`, `mid-progress` (files written, manifest not), `after-progress`, `before-manifest`, `after-manifest`,
 `after-record`, `after-journal`. Without the variable a point costs one comparison.

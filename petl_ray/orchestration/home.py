@@ -1,4 +1,4 @@
-"""Where everything that outlives a process lies: the home directory, the store, the journal database, MLflow's tracking.
+"""Where everything that outlives a process lies: home directory, store, journal database, MLflow's tracking.
 
 A `Home` is a small value of addresses that travels to workers; `opened` turns it into open things, once per process.
 """
@@ -63,7 +63,7 @@ class Home:
         return self.scratch / "logs" / run_id / f"{step}.log"
 
     def services(self, run_id: str) -> Mapping[str, str]:
-        """What an effect on the world may touch, by name: `database`, `store`, `tracking`, `home`, and the `run` it is for."""
+        """What an effect may touch, by name: `database`, `store`, `tracking`, `home`, and the `run` it is for."""
         return {
             "database": self.database_url,
             "store": self.store_url,
@@ -89,7 +89,10 @@ def _opened(home: Home, process_id: int) -> Opened:
     except OSError as error:
         kind = CapacityError if error.errno == 28 else PermanentError
         raise kind(
-            f"home {home.scratch}", str(error.strerror), "nothing can be kept there", "Set PETL_RAY_HOME to a directory you own"
+            f"home {home.scratch}",
+            str(error.strerror),
+            "nothing can be kept there",
+            "Set PETL_RAY_HOME to a directory you own",
         ) from error
     return Opened(home, open_store(home.store_url), open_database(home.database_url))
 

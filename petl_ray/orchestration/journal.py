@@ -1,4 +1,4 @@
-"""What happened, in SQL: runs, their steps, and the events that people were shown. The store's records stand above it."""
+"""What happened, in SQL: runs, steps, and the events people were shown. The store's records stand above it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who works: one attempt of one process on one machine, written so that a neighbour can tell whether it is still alive."""
+"""Who works: one attempt of one process on one machine, so written that a neighbour can tell if it is alive."""
 
 from __future__ import annotations
 

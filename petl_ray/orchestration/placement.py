@@ -1,4 +1,4 @@
-"""Where a run happens and what each verb is given there. Never part of anybody's identity: moving recomputes nothing."""
+"""Where a run happens and what each verb is given there. Never part of an identity: moving recomputes nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ class VerbResources(Spec):
     cpus: int | Auto = Field(1, description="whole cores, and so threads, of one process")
     gpus: float = Field(0.0, ge=0)
     workers: int = Field(1, ge=1, description="processes that train one adapter together")
-    packs: int | Auto = Field(1, description="processes that share the questions of one pack, or the trials of a search")
+    packs: int | Auto = Field(
+        1, description="processes that share the questions of one pack, or the trials of a search"
+    )
     slots: int = Field(4, ge=1, description="adapters side by side over one base in one process")
 
 
@@ -82,7 +84,9 @@ def load_placement(path: str | Path) -> Placement:
         return Placement.model_validate(yaml.safe_load(source.read_text()) or {})
     except OSError as error:
         near = ", ".join(sorted(one.name for one in source.parent.glob("*.yaml"))) or "no YAML file"
-        raise PlanError(f"placement {source}", str(error.strerror), f"beside it lies {near}", "Name one of those") from error
+        raise PlanError(
+            f"placement {source}", str(error.strerror), f"beside it lies {near}", "Name one of those"
+        ) from error
     except yaml.YAMLError as error:
         raise PlanError(f"placement {source}", str(error).splitlines()[0], "it is no YAML", "Correct it") from error
     except ValidationError as error:

@@ -1,6 +1,6 @@
-"""Checkpoints of a step in the store: files first, manifest last, one place per fence, so that nobody overwrites another.
+"""Checkpoints of a step in the store: files first, manifest last, one place per fence: nobody overwrites another.
 
-They lie at `steps/<name>/progress/<fence>/<number>/`; the newest whose files all verify is where a new claimant goes on.
+They lie at `steps/<name>/progress/<fence>/<number>/`; a new claimant goes on from the newest that verifies.
 """
 
 from __future__ import annotations

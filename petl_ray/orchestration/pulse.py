@@ -96,7 +96,7 @@ class Pulse:
                     self._look()
                     looked = now
                 self._deliver()
-            except Exception:  # noqa: BLE001 - a heart that stops is worse: it tries again, and expiry bounds the harm
+            except Exception:  # a heart that stops is worse: it tries again, and expiry bounds the harm
                 log.debug("pulse of %s", self._run_id, exc_info=True)
 
     def _look(self) -> None:

@@ -1,7 +1,7 @@
 """Outcomes in the store: the manifest with the sha256 of every file, and the record that exactly one attempt creates.
 
 A record whose manifest verifies means done, whatever the journal says. `steps/<name>/manifest-<attempt>.json` is the
-manifest, `steps/<name>/record.json` names it; the record is created conditionally, so of two attempts one outcome stands.
+manifest, `steps/<name>/record.json` names it and is created conditionally: of two attempts one outcome stands.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def record_key(name: str) -> str:
 
 
 def find(store: Store, name: str) -> Standing | None:
-    """The outcome of the step `name` if its record stands and verifies: the manifest's bytes, and every object there."""
+    """The outcome of the step `name` if its record verifies: the manifest's bytes, and every object there."""
     data = store.read(record_key(name))
     return None if data is None else _verified(store, data)
 

@@ -1,4 +1,4 @@
-"""Trying again what the world was too busy for: exponential backoff with jitter, bounded, honouring the error's delay."""
+"""Trying again what the world was too busy for: bounded exponential backoff with jitter, from the error's delay."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def pause_s(error: TemporaryError, tries: int) -> float:
-    """Seconds to wait after the `tries`th failure: the error's delay, doubled each time, times 0.5…1.5, at most a minute."""
+    """Seconds to wait after failure `tries`: the error's delay, doubled each time, times 0.5…1.5, at most 60."""
     return float(min(_LONGEST_S, error.delay_s * 2 ** (tries - 1)) * random.uniform(0.5, 1.5))
 
 

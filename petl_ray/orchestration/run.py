@@ -15,7 +15,7 @@ from petl_ray.artifact import Artifact
 from petl_ray.errors import ClaimLost, PetlRayError, RunCancelled, TemporaryError
 from petl_ray.fingerprint import fingerprint, sha256_of
 from petl_ray.orchestration import claims, journal, records
-from petl_ray.orchestration.claims import LASTS_S, Claim
+from petl_ray.orchestration.claims import Claim
 from petl_ray.orchestration.executor import Executor
 from petl_ray.orchestration.faults import fault
 from petl_ray.orchestration.home import Opened
@@ -59,7 +59,9 @@ class Outcomes(Mapping[str, T], Generic[T]):
 class Run:
     """One durable run. `id` names it; `failures` holds what failed so far, by the step's label."""
 
-    def __init__(self, opened: Opened, run_id: str, claim: Claim, executor: Executor, pulse: Pulse, position: int) -> None:
+    def __init__(
+        self, opened: Opened, run_id: str, claim: Claim, executor: Executor, pulse: Pulse, position: int
+    ) -> None:
         self.id = run_id
         self.home = opened.home
         self.failures: dict[str, PetlRayError] = {}
@@ -184,17 +186,15 @@ class Run:
             except TemporaryError as error:
                 answered = [Reply(one.entry.name, error=error) for one in todo]
             by_name = {one.entry.name: one for one in todo}
-            tries += 1
-            again = [one for one in answered if isinstance(one.error, TemporaryError) and tries < TRIES]
             busy = [by_name[one.name] for one in answered if one.is_busy]
+            again = [one for one in answered if isinstance(one.error, TemporaryError) and tries + 1 < TRIES]
             replies.update({one.name: one for one in answered if not one.is_busy and one not in again})
-            todo = [by_name[one.name] for one in again]
             if again:
+                tries += 1
                 self._back_off(again, tries)
-            elif busy:
+                todo = [by_name[one.name] for one in again] + busy
+            else:
                 todo = self._await(busy, replies)
-                busy = []
-            todo += busy
         for reply in replies.values():
             if isinstance(reply.error, RunCancelled):
                 raise reply.error
@@ -235,7 +235,7 @@ class Run:
         return self._executor.answer(jobs, self._pulse, self.check)
 
     def _job(self, verb: Verb, asked: list[Asked], resources: Resources, packed: bool) -> Job:
-        return Job(self.home, self.id, verb, tuple(asked), resources, packed, self._pulse.lasts_s or LASTS_S)
+        return Job(self.home, self.id, verb, tuple(asked), resources, packed, self._pulse.lasts_s)
 
     def _back_off(self, again: list[Reply], tries: int) -> None:
         errors = [one.error for one in again if isinstance(one.error, TemporaryError)]
@@ -244,15 +244,16 @@ class Run:
         wait(delay_s, self.check)
 
     def _await(self, busy: list[Asked], replies: dict[str, Reply]) -> list[Asked]:
-        """Wait for what others hold: adopt outcomes as they come; returns, once there are any, steps that became free."""
+        """Wait for what others hold, adopting outcomes as they come; what is left as soon as any of it is free."""
         for one in busy:
             self._pulse.outbox.post(self.id, "step.waiting", one.entry.name, label=one.entry.label, verb=one.entry.verb)
         poll_s = _POLL_S
-        waiting, free = list(busy), []
+        waiting = list(busy)
+        free: list[Asked] = []
         while waiting and not free:
             wait(poll_s, self.check)
             poll_s = min(_SLOWEST_POLL_S, poll_s * 1.5)
-            free = [one for one in waiting if patiently(lambda o=one: self._is_free(o), self.check)]  # type: ignore[misc]
+            free = patiently(lambda: [one for one in waiting if self._is_free(one)], self.check)
             for one in list(waiting):
                 reply = self._find(one)
                 if reply is not None:

@@ -24,7 +24,7 @@ from petl_ray.verb import Progress, Resources
 
 
 class ClaimedStep:
-    """The StepContext of one attempt. Everything it makes durable is fenced: a stale owner cannot write over the next."""
+    """The StepContext of one attempt. What it makes durable is fenced: a stale owner cannot write over the next."""
 
     def __init__(self, opened: Opened, claim: Claim, entry: Entry, resources: Resources, pulse: Pulse) -> None:
         self._opened, self.claim, self.entry, self._resources, self._pulse = opened, claim, entry, resources, pulse

@@ -14,13 +14,13 @@ _MOST = 3
 
 
 def question_of(verb: Verb, spec: Spec, inputs: Sequence[Artifact]) -> dict[str, Any]:
-    """What is asked, as plain JSON for the journal: the verb's identity, the spec's, and each input's kind and digest."""
+    """What is asked, as plain JSON for the journal: identities of verb and spec, each input's kind and digest."""
     told = [{"kind": getattr(one, "kind", "artifact"), "digest": one.digest} for one in inputs]
     return {"verb": canonical(verb.identity), "spec": canonical(spec), "inputs": told}
 
 
 def why_miss(now: Mapping[str, Any], before: Mapping[str, Any] | None) -> str:
-    """In words for people: `first time`, `verb train v1 -> v2`, `spec.learning_rate 0.001 -> 0.002`, `dataset changed`."""
+    """For people: `first time`, `verb train v1 -> v2`, `spec.learning_rate 0.001 -> 0.002`, `dataset changed`."""
     if before is None:
         return "first time"
     changes = [*_verbs(now["verb"], before["verb"]), *_inputs(now["inputs"], before["inputs"])]

@@ -209,7 +209,9 @@ def _fail(place: Opened, one: Asked, claim: Claim, error: PetlRayError, pulse: P
     if isinstance(error, ClaimLost):
         pulse.outbox.post(one.entry.run_id, "step.parked", one.entry.name, **_shown(one.entry))
         return Reply(one.entry.name)
-    state = "PENDING" if isinstance(error, TemporaryError) else "CANCELLED" if isinstance(error, RunCancelled) else "FAILED"
+    state = (
+        "PENDING" if isinstance(error, TemporaryError) else "CANCELLED" if isinstance(error, RunCancelled) else "FAILED"
+    )
     try:
         with place.database.begin() as conn:
             claim.check(conn)
@@ -219,7 +221,9 @@ def _fail(place: Opened, one: Asked, claim: Claim, error: PetlRayError, pulse: P
         return Reply(one.entry.name)
     except PetlRayError as worse:
         return Reply(one.entry.name, error=worse)
-    pulse.outbox.post(one.entry.run_id, "step.failed", one.entry.name, **_shown(one.entry), error=str(error), state=state)
+    pulse.outbox.post(
+        one.entry.run_id, "step.failed", one.entry.name, **_shown(one.entry), error=str(error), state=state
+    )
     return Reply(one.entry.name, error=error)
 
 

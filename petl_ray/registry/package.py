@@ -84,7 +84,7 @@ def _read(manifest: Path) -> tuple[Adapter, dict[str, str]]:
 
 
 def _manifest(directory: Path, adapter: Adapter, report: Report, lineage: Mapping[str, str]) -> dict[str, Any]:
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST)
     return {
         "format": 1,
         "task": adapter.task,

@@ -40,7 +40,7 @@ class AdapterModel:
         self._task = task_of(adapter.task_type)
         self._loaded = load_base(locked, adapter.task_type)
         self._bank = ServingBank(self._loaded, slots=1)
-        files = read_adapter(directory, self._loaded.base)
+        files = read_adapter(directory, self._loaded)
         self._bank.install(0, files)
         self._card = files.card
 
@@ -57,13 +57,10 @@ class AdapterModel:
         return answers
 
     def _answer(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        tokenizer, device = self._loaded.tokenizer, self._loaded.device
-        encoded = self._task.encode(rows, tokenizer, self._card.max_length)
-        batch = self._task.collate(encoded, int(tokenizer.pad_token_id or 0))
-        extra = {name: tensor.to(device) for name, tensor in batch.extra.items()}
-        inputs, mask = batch.input_ids.to(device), batch.attention_mask.to(device)
+        encoded = self._task.encode(rows, self._loaded.tokenizer, self._card.max_length)
+        batch = self._task.collate(encoded, self._loaded.pad_id)
         answers = []
-        for logits in self._bank.answer([0] * len(rows), inputs, mask, extra):
+        for logits in self._bank.answer([0] * len(rows), batch.input_ids, batch.attention_mask, batch.extra):
             chances = logits.float().softmax(-1)
             best = int(chances.argmax())
             answers.append({"label": self._card.labels[best], "probability": float(chances[best])})

@@ -92,10 +92,9 @@ class Engine:
         check_alone(slot, prepared.golden, self._answer, self.group.base.precision)
 
     def prove_beside(self, slot: int, prepared: Prepared, company: Mapping[int, Prepared]) -> None:
-        """Golden answers of the adapter and its neighbours in one batch, with bare rows where the base has a head."""
+        """Golden answers of the adapter and of its neighbours in one batch with rows of the plain base."""
         others = {other: one.golden for other, one in company.items()}
-        bare = self.group.task_type == "causal_lm"
-        check_beside(slot, prepared.golden, others, self._answer, self.group.base.precision, bare_rows=bare)
+        check_beside(slot, prepared.golden, others, self._answer, self.group.base.precision)
 
     def provenance(self, named: Named, card: AdapterCard) -> dict[str, Any]:
         """What answers for `named`: the facts that every response carries."""

@@ -78,18 +78,14 @@ def check_alone(slot: int, golden: Golden, forward: Forward, precision: Precisio
     _compare("alone", golden, given, precision)
 
 
-def check_beside(
-    slot: int, golden: Golden, company: dict[int, Golden], forward: Forward, precision: Precision, *, bare_rows: bool
-) -> None:
+def check_beside(slot: int, golden: Golden, company: dict[int, Golden], forward: Forward, precision: Precision) -> None:
     """Raise AdapterError unless `slot` and its neighbours all give their golden answers in one mixed batch.
 
-    `company` maps the slots of neighbours to their golden answers; with `bare_rows` rows without any adapter stand in
-    the batch as well.
+    `company` maps the slots of neighbours to their golden answers; rows without any adapter stand in the batch as well.
     """
     parties: list[tuple[int | None, Golden]] = [(slot, golden)]
     parties += [(other, answers.some(COMPANY_ROWS)) for other, answers in company.items()]
-    if bare_rows:
-        parties.append((None, golden.some(COMPANY_ROWS)))
+    parties.append((None, golden.some(COMPANY_ROWS)))
     slots, ids, mask, extra = _mixed(parties)
     given = forward(slots, ids, mask, extra)
     at = 0

@@ -116,7 +116,7 @@ class Catalogue:
         return found, odd
 
     async def resolve(self, model: Model) -> Named:
-        """`find` without blocking the event loop; free for a whole digest that was seen before: its bytes never change."""
+        """`find` off the event loop; free for a whole digest that was seen before, for its bytes never change."""
         if known := self._by_model.get(f"{model.task}@{model.digest}"):
             return known
         return await asyncio.to_thread(self.find, model)

@@ -23,8 +23,8 @@ from ray.serve.schema import LoggingConfig
 from petl_ray.artifact import Endpoint, Release
 from petl_ray.errors import AdapterError, CapacityError, ConflictError, NotFoundError, PetlRayError, TemporaryError
 from petl_ray.fingerprint import sha256_of
-from petl_ray.serving.gateway import Gateway
 from petl_ray.serving.api import build_app
+from petl_ray.serving.gateway import Gateway
 from petl_ray.serving.names import Catalogue, Group, Named
 from petl_ray.serving.spec import ServeSpec
 from petl_ray.verb import StepContext

@@ -26,7 +26,9 @@ def local_failures(what: str, directory: Path) -> Iterator[None]:
 def _translated(what: str, directory: Path, error: OSError) -> PetlRayError:
     reason = (error.strerror or str(error)).lower()
     if error.errno in _FULL:
-        return CapacityError(f"{what} {directory}", reason, "nothing more can be written there", "Free space or move it")
+        return CapacityError(
+            f"{what} {directory}", reason, "nothing more can be written there", "Free space or move it"
+        )
     if error.errno in _REFUSED:
         return PermanentError(
             f"{what} {directory}", reason, "this process may not write there", "Choose a directory that it may write"

@@ -1,4 +1,4 @@
-"""A local, read-only directory with the files of an artifact: verified, filled once, shared by the processes of a machine."""
+"""A local, read-only directory with the files of an artifact: verified, filled once, shared by processes."""
 
 from __future__ import annotations
 

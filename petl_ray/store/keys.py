@@ -12,7 +12,7 @@ _LONGEST_PART = 240  # most file systems stop at 255 bytes; temporary files need
 
 
 def checked_key(key: str) -> str:
-    """`key` itself, if every part between slashes is a plain name that does not begin with a dot; else PermanentError."""
+    """`key` itself, if its parts are plain names that do not begin with a dot; else PermanentError."""
     parts = key.split("/")
     if len(key) <= 900 and all(len(part) <= _LONGEST_PART and _PART.fullmatch(part) for part in parts):
         return key

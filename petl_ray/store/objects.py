@@ -58,7 +58,8 @@ def open_store(url: str) -> Store:
     """The store at `file:///directory`, a plain path, or `s3://bucket/prefix`.
 
     For S3, endpoint, region and credentials come from the environment (`AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`,
-    `AWS_REGION`, `AWS_ACCESS_KEY_ID`, …). Nothing is contacted or created yet. Raises PlanError for another kind of URL.
+    `AWS_REGION`, `AWS_ACCESS_KEY_ID`, …). Nothing is contacted or created yet.
+    Raises PlanError for another kind of URL.
     """
     parts = urlsplit(url)
     if parts.scheme == "s3" and parts.netloc:
@@ -71,4 +72,6 @@ def open_store(url: str) -> Store:
         return LocalStore(Path(unquote(parts.path)))
     if not parts.scheme and url:
         return LocalStore(Path(url))
-    raise PlanError("store", f"got {url!r}", "a store is a directory or a bucket", "Use file:///dir or s3://bucket/prefix")
+    raise PlanError(
+        "store", f"got {url!r}", "a store is a directory or a bucket", "Use file:///dir or s3://bucket/prefix"
+    )

@@ -13,7 +13,7 @@ import threading
 from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import boto3
 from botocore.config import Config
@@ -31,9 +31,6 @@ from petl_ray.errors import CapacityError, NotFoundError, PermanentError, PetlRa
 from petl_ray.fingerprint import sha256_file
 from petl_ray.store.keys import checked_key, object_key
 from petl_ray.store.verified import CHUNK_BYTES, write_verified
-
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
 
 _CONFIG = Config(
     connect_timeout=5,
@@ -56,7 +53,7 @@ class S3Store:
         self.bucket = bucket
         self.prefix = f"{prefix}/" if prefix else ""
         self._lock = threading.Lock()
-        self._clients: dict[int, S3Client] = {}  # by process: a client does not survive a fork
+        self._clients: dict[int, Any] = {}  # by process: a client does not survive a fork
 
     @property
     def url(self) -> str:
@@ -111,8 +108,8 @@ class S3Store:
     def read(self, key: str) -> bytes | None:
         with self._failures():
             try:
-                answer = self._client().get_object(Bucket=self.bucket, Key=self._key(key))
-                return answer["Body"].read()
+                body = self._client().get_object(Bucket=self.bucket, Key=self._key(key))["Body"]
+                return bytes(body.read())
             except ClientError as error:
                 if _code(error) in _ABSENT:
                     return None
@@ -138,7 +135,7 @@ class S3Store:
     def _key(self, key: str) -> str:
         return self.prefix + checked_key(key)
 
-    def _client(self) -> S3Client:
+    def _client(self) -> Any:
         with self._lock:
             process = os.getpid()
             if process not in self._clients:
@@ -148,14 +145,15 @@ class S3Store:
     def _size_bytes(self, sha256: str) -> int | None:
         with self._failures():
             try:
-                return self._client().head_object(Bucket=self.bucket, Key=self._key(object_key(sha256)))["ContentLength"]
+                answer = self._client().head_object(Bucket=self.bucket, Key=self._key(object_key(sha256)))
+                return int(answer["ContentLength"])
             except ClientError as error:
                 if _code(error) in _ABSENT:
                     return None
                 raise
 
     def _put(self, key: str, body: Any, sha256: str, **condition: Any) -> None:
-        """Upload; the server refuses bytes that are not those of `sha256`. A failed `condition` is left a ClientError."""
+        """Upload; the server refuses other bytes than those of `sha256`. A failed `condition` stays a ClientError."""
         checksum = b64encode(bytes.fromhex(sha256)).decode()
         with self._failures(taken=bool(condition)):
             self._client().put_object(

@@ -1,4 +1,4 @@
-"""Events on their way out: a bounded queue that never makes the work wait and drops the oldest progress when it is full."""
+"""Events on their way out: a bounded queue that never makes work wait and drops the oldest progress when full."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Outbox:
         return sorted(taken, key=lambda waiting: waiting.posted_s)
 
     def put_back(self, taken: list[Waiting]) -> None:
-        """Queue again what could not be delivered; what is newer comes after it, progress beyond the limit is dropped."""
+        """Queue again what could not be delivered, before what is newer; progress beyond the limit is dropped."""
         with self._lock:
             self._story[:0] = [one for one in taken if one.event.event.startswith(("step.", "run."))]
             older = [one for one in taken if not one.event.event.startswith(("step.", "run."))]

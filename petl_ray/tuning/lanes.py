@@ -1,9 +1,10 @@
 """Who has a lane: which trial Ray Tune starts, continues, holds or ends, so that no pack idles and no process dies.
 
 Plain Python around what Tune offers its scheduler (`Controller`) and what packs can do (`PackRoom`). A lane is a
-trial's process; there are a few a pack: one order trains while the next waits at the door. Starting a process costs over a
-second of CPU, and Tune ends one whenever a trial stops or pauses with nobody waiting. So a trial that must wait, or has
-ended, keeps its lane (NOOP) until `choose` hands the lane to another: it frees one and names the next in the same call.
+trial's process; there are a few a pack: one order trains while the next waits at the door. Starting a process costs
+over a second of CPU, and Tune ends one whenever a trial stops or pauses with nobody waiting. So a trial that must
+wait, or has ended, keeps its lane (NOOP) until `choose` hands the lane to another: it frees one and names the next
+trial in the same call.
 """
 
 from __future__ import annotations

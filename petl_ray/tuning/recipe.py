@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 from pydantic import ValidationError
 
 from petl_ray.errors import PlanError
 from petl_ray.fingerprint import sha256_of
-from petl_ray.spec import Json, Spec
+from petl_ray.spec import Spec
 from petl_ray.tuning.domains import Choice, Domain, listed
 from petl_ray.tuning.sampler import Overrides
 from petl_ray.tuning.spec import SearchSpec
@@ -33,6 +34,8 @@ class Recipe:
         self.mode: Any = "min" if mode == "min" else "max"
         for path, domain in spec.space.items():
             self._check(path, domain, spec)
+        if spec.algorithm == "grid":
+            self._check_grid(spec)
 
     def apply(self, overrides: Overrides) -> Spec:
         """The training spec with `overrides`. Raises pydantic.ValidationError where they do not fit together."""
@@ -74,6 +77,16 @@ class Recipe:
                 reasons.append(_first(error))
         raise PlanError(f"search.space.{path}", reasons[0], "no value of it makes a training spec", "Correct the path")
 
+    def _check_grid(self, spec: SearchSpec) -> None:
+        """A grid is run whole: cut short it would be a grid of the last path alone."""
+        points = math.prod(len(listed(domain) or []) for domain in spec.space.values())
+        present = self.present(dict(spec.space))
+        inside = all(present[path] in (listed(domain) or []) for path, domain in spec.space.items())
+        needed = points if inside else points + 1
+        if needed > spec.trials:
+            found = f"got {spec.trials} with a grid of {points}"
+            raise PlanError("search.trials", found, "a grid is run whole", f"Set trials to {needed}, or list less")
+
 
 def identity(spec: Spec) -> str:
     """The name of a configuration: two trials of one name would be the same work."""
@@ -89,16 +102,3 @@ def _first(error: ValidationError) -> str:
     detail = error.errors(include_url=False, include_context=False)[0]
     place = ".".join(str(part) for part in detail["loc"])
     return f"{place}: {detail['msg']}" if place else str(detail["msg"])
-
-
-def grid_size(values: dict[str, Domain]) -> int:
-    """How many points a grid over countable domains has."""
-    size = 1
-    for domain in values.values():
-        size *= len(listed(domain) or [None])
-    return size
-
-
-def as_json(value: Json) -> Json:
-    """`value` as JSON gives it back: tuples as lists."""
-    return list(value) if isinstance(value, tuple) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -56,8 +57,6 @@ def test_a_release_is_kept_in_a_bucket(step: PlainStep, home: Path, tracking: st
 @pytest.fixture
 def server(tmp_path: Path, mlflow_template: Path) -> Iterator[str]:
     """A tracking server with its artifact proxy on, in a process of its own."""
-    import shutil
-
     shutil.copyfile(mlflow_template, tmp_path / "server.db")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -85,12 +84,15 @@ def server(tmp_path: Path, mlflow_template: Path) -> Iterator[str]:
 
 
 @pytest.mark.long
-def test_a_tracking_server_serves_the_files_itself(step: PlainStep, server: str, tmp_path: Path) -> None:
+def test_a_tracking_server_serves_the_files_itself(
+    step: PlainStep, server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     step.services = {"tracking": server, "home": str(tmp_path / "home")}
     adapter = make_adapter(step)
     first = register(RegistrySpec(), adapter, make_report(adapter), step=step)
     again = register(RegistrySpec(), adapter, make_report(adapter), step=step)
     assert first == again
+    assert capsys.readouterr() == ("", "")
     assert str(first.about["source"]).startswith("mlflow-artifacts:")
     mlflow = Tracking(server)
     version = mlflow.find("petl-ray.emails", adapter.digest)

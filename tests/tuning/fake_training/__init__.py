@@ -1,4 +1,4 @@
-"""A training room in miniature: the same protocol as the real one, learning curves by formula, real checkpoint files."""
+"""A training room in miniature: the real protocol, learning curves by formula, real checkpoint files."""
 
 from petl_ray.verb import Verb
 

@@ -75,7 +75,9 @@ class MiniSession:
         assert slot.step < goal, f"{key} stands at {slot.step} already"
         while slot.step < goal:
             slot.step += 1
-            slot.chain = hashlib.sha256(f"{slot.chain}{sha256_of(slot.spec)}{slot.rows}{slot.step}".encode()).hexdigest()
+            slot.chain = hashlib.sha256(
+                f"{slot.chain}{sha256_of(slot.spec)}{slot.rows}{slot.step}".encode()
+            ).hexdigest()
         time.sleep(slot.spec.pause_s * target)
         if log := os.environ.get("MINI_LOG"):
             with Path(log).open("a") as stream:
@@ -86,7 +88,12 @@ class MiniSession:
         height = 1 - 0.1 * abs(math.log10(slot.spec.learning_rate) + 2.5) - noise
         score = height * (1 - math.exp(-4 * target))
         loss = slot.spec.metric == "loss"
-        return {"score": 1 - score if loss else score, "loss": 1 - score, "steps": float(slot.step), "trained_share": 0.01}
+        return {
+            "score": 1 - score if loss else score,
+            "loss": 1 - score,
+            "steps": float(slot.step),
+            "trained_share": 0.01,
+        }
 
 
 def open_session(spec: Spec, slots: int, threads: int) -> MiniSession:

@@ -1,0 +1,65 @@
+"""`petl-ray validate`, `plan` and `schema`: what a plan asks and would do, before anything is paid."""
+
+from __future__ import annotations
+
+from petl_ray.cli.options import AsJson, ClusterPath, HomePath, PlanPath, Settings, Tasks
+from petl_ray.cli.screen import print_json, print_table, remark
+
+
+def validate(plan: PlanPath, tasks: Tasks = None, settings: Settings = None, as_json: AsJson = False) -> None:
+    """Read a plan and resolve its files and base; exit code 2 or more names what is wrong."""
+    from petl_ray.plan import lock, read_plan
+
+    read = read_plan(plan, settings or (), tasks or ())
+    locked = lock(read)
+    if as_json:
+        print_json({"name": read.name, "digest": locked.digest, "tasks": list(read.tasks)})
+    else:
+        remark(f"{plan}: fine; {len(read.tasks)} tasks ({', '.join(read.tasks)}), plan digest {locked.digest[:12]}.")
+
+
+def plan(
+    plan: PlanPath,
+    tasks: Tasks = None,
+    settings: Settings = None,
+    cluster: ClusterPath = "local",
+    home: HomePath = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a run would do: every step, found or to be computed and why, and what it would cost. Executes nothing."""
+    from petl_ray.cli.running import placement
+    from petl_ray.orchestration import Home
+    from petl_ray.plan import read_plan
+    from petl_ray.scheduling.launch import estimated, rehearsal
+
+    read = read_plan(plan, settings or (), tasks or ())
+    steps = rehearsal(read, Home.at(home), placement(cluster))
+    rows = [
+        {
+            "step": step.label,
+            "status": step.status,
+            "why": step.why,
+            "name": step.name,
+            **estimated(step),
+            "cpus": step.resources.cpus,
+        }
+        for step in steps
+    ]
+    if as_json:
+        print_json(rows)
+        return
+    told = [
+        [row["step"], row["status"], row["why"], row["work"], row["memory"], (row["name"] or "")[:12]] for row in rows
+    ]
+    print_table(["step", "status", "why", "work", "memory", "name"], told)
+    hits = sum(step.status == "hit" for step in steps)
+    remark(f"{hits} of {len(steps)} steps are found; steps after one that is unknown follow from it.")
+
+
+def schema() -> None:
+    """The JSON Schema of plans, for editors."""
+    from petl_ray.plan import plan_schema
+
+    print_json(plan_schema())
+
+

@@ -1,0 +1,89 @@
+"""`petl-ray run`: a plan, from text to served adapters."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from petl_ray.cli.options import AsJson, ClusterPath, HomePath, PlanPath, Settings, Tasks
+from petl_ray.cli.screen import out, print_json, remark
+from petl_ray.orchestration import Home, Placement, load_placement
+from petl_ray.orchestration.placement import usable_cpus
+from petl_ray.plan import Plan, read_plan
+from pipelines.summary import Summary
+
+SHORT_NAMES = ("local", "auto", "none")
+
+
+def run(
+    plan: PlanPath,
+    tasks: Tasks = None,
+    settings: Settings = None,
+    cluster: ClusterPath = "local",
+    run_id: Annotated[str | None, typer.Option("--run-id", help="Name the run, or take up the one of that name.")] = None,
+    keep_serving: Annotated[bool, typer.Option("--keep-serving", help="Stay up until Ctrl-C after the run.")] = False,
+    home: HomePath = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a plan. What any run ever computed is found, not computed again; a run that was left behind is resumed."""
+    from petl_ray.cli.ending import farewell
+    from petl_ray.cli.results import print_results
+    from petl_ray.cli.watching import Watch
+    from petl_ray.scheduling.launch import launch
+
+    read = read_plan(plan, settings or (), tasks or ())
+    where = placement(cluster)
+    place = Home.at(home)
+    with farewell(where), Watch(silent=as_json) as watch:
+        summary = launch(read, place, where, run_id=run_id, on_event=watch)
+        samples = _samples(summary) if summary.endpoint else {}
+        if as_json:
+            print_json({**summary.model_dump(mode="json"), "samples": samples, "steps": watch.counts})
+        else:
+            print_results(summary)
+            _print_samples(summary, samples)
+            remark(f"{watch.counts['done']} steps computed, {watch.counts['hit']} found, {watch.counts['failed']} failed.")
+        if keep_serving and summary.endpoint:
+            from petl_ray.cli.serving import stay
+
+            stay(summary.endpoint)
+    if not summary.succeeded:
+        raise typer.Exit(1)
+
+
+def placement(name: str) -> Placement:
+    """The placement that `--cluster` names: a short name, or a YAML file."""
+    return Placement(name=name, ray=name) if name in SHORT_NAMES else load_placement(Path(name))
+
+
+def _samples(summary: Summary) -> dict[str, object]:
+    """One held-out row of each task, asked over HTTP; what answered is part of the answer."""
+    from petl_ray.serving.client import complete, predict
+
+    assert summary.endpoint is not None
+    answers: dict[str, object] = {}
+    for task in summary.tasks:
+        ask = complete if task.task_type == "causal_lm" else predict
+        answers[task.task] = {"input": task.sample, **ask(summary.endpoint, task.task, [task.sample])[0]}
+    return answers
+
+
+def _print_samples(summary: Summary, samples: dict[str, object]) -> None:
+    for task, answer in samples.items():
+        assert isinstance(answer, dict)
+        said = f"{answer['label']} ({answer['score']:.2f})" if "label" in answer else repr(answer["text"])
+        version = answer["provenance"]["version"]
+        out.print(f"{task} v{version}: {answer['input']!r} -> {said}", markup=False, soft_wrap=True)
+    if samples and summary.endpoint:
+        task, answer = next(iter(samples.items()))
+        assert isinstance(answer, dict)
+        out.print("Try it yourself: `petl-ray serve`, then", markup=False)
+        text = str(answer["input"]).replace("'", "’").replace('"', "”")
+        body = f'{{"model": "{task}", "input": "{text}"}}'
+        out.print(
+            f"  curl {summary.endpoint}/v1/classify -H 'content-type: application/json' -d '{body}'",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip

@@ -1,0 +1,196 @@
+"""Jobs as Ray tasks: the worker claims, answers and commits; the driver waits. Ray is started at the first miss.
+
+A lost worker or node is no state of a run: Ray starts the job again, which finds the claim of a dead owner and goes on
+from the newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, TaskCancelledError
+
+from petl_ray.errors import CapacityError, PermanentError, PetlRayError, RunCancelled, TemporaryError
+from petl_ray.orchestration import journal
+from petl_ray.orchestration.failures import as_ours
+from petl_ray.orchestration.home import opened
+from petl_ray.orchestration.placement import Placement, check_capacity
+from petl_ray.orchestration.pulse import Pulse
+from petl_ray.orchestration.work import Job, Reply, work
+from petl_ray.verb import Resources, Verb
+
+_LOST_WORKERS = 3
+_LOOK_S = 0.25
+_OBJECT_STORE_BYTES = 256 << 20  # only questions and answers travel through it; files go through the store
+
+_starting = threading.Lock()
+
+
+def ensure_ray(placement: Placement) -> None:
+    """Connect this process to the placement's Ray, starting a local one where it says so; once, from any thread.
+
+    The dashboard stays on (bound to loopback): Train asks it who is alive, and without it leaks the cores of a stopped
+    trial. Raises TemporaryError if the cluster does not answer.
+    """
+    with _starting:
+        if ray.is_initialized():
+            return
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "petl-ray"}
+        if placement.ray == "auto":
+            try:
+                ray.init(address="auto", **quiet)
+                return
+            except ConnectionError:
+                pass
+        elif placement.ray != "local":
+            try:
+                ray.init(address=placement.ray, **quiet)
+                return
+            except (ConnectionError, RayError) as error:
+                reason = str(error).splitlines()[0]
+                raise TemporaryError(
+                    f"Ray at {placement.ray}", reason, "no cluster answers there", delay_s=2.0
+                ) from error
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        gpus = None if placement.gpus == "auto" else placement.gpus
+        ray.init(
+            address="local",
+            num_cpus=placement.cores,
+            num_gpus=gpus,
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            object_store_memory=_OBJECT_STORE_BYTES,
+            **quiet,
+        )
+
+
+class OnRay:
+    """The executor that hands jobs to Ray workers; see `petl_ray.orchestration.executor.Executor`."""
+
+    def __init__(self, placement: Placement) -> None:
+        self._placement = placement
+
+    def admit(self, verb: Verb) -> Resources:
+        ensure_ray(self._placement)
+        there = ray.cluster_resources()
+        cores, gpus = float(there.get("CPU", 0)), float(there.get("GPU", 0))
+        asked = self._placement.resources(verb.name, int(cores) if self._placement.cpus == "auto" else None)
+        check_capacity(verb.name, asked, verb.drives_ray, cores, gpus)
+        return asked
+
+    def prepare(self, verb: Verb) -> None:
+        if verb.drives_ray:
+            ensure_ray(self._placement)
+
+    def answer(self, jobs: Sequence[Job], pulse: Pulse, check: Callable[[], None]) -> list[Reply]:
+        for job in jobs:
+            _note_pending(job)
+        refs = {_submit(job): job for job in jobs}
+        replies: list[Reply] = []
+        waiting = list(refs)
+        try:
+            while waiting:
+                check()
+                ready, waiting = ray.wait(waiting, num_returns=1, timeout=_LOOK_S)
+                for ref in ready:
+                    replies += _replies(ref, refs[ref])
+        except BaseException:
+            for ref in waiting:
+                with suppress(RayError, ValueError):  # best effort: a worker whose driver is gone ends anyway
+                    ray.cancel(ref)
+            raise
+        return replies
+
+
+def _submit(job: Job) -> Any:
+    """Leaves reserve what they use; what only drives other Ray work reserves nothing, so that it cannot block it."""
+    given = job.resources
+    leaf = not job.verb.drives_ray and given.workers == 1
+    task = ray.remote(
+        num_cpus=given.cpus if leaf else 0,
+        num_gpus=given.gpus if leaf else 0,
+        max_retries=_LOST_WORKERS,
+        retry_exceptions=False,
+    )(_work_in_worker)
+    return task.options(name=f"{job.verb.name} {job.asked[0].entry.label}").remote(job)
+
+
+def _work_in_worker(job: Job) -> list[Reply]:
+    """Runs in a Ray worker: everything that libraries say goes to the step's log, every error comes back as a Reply."""
+    try:
+        place = opened(job.home)
+        with _logged(job), Pulse(place.database, job.run_id, beat_s=job.lasts_s / 5, lasts_s=job.lasts_s) as pulse:
+            return work(job, pulse)
+    except Exception as error:  # noqa: BLE001 - nothing of Ray's wrapping may reach the user
+        ours = as_ours(error, job.asked[0].entry.label)
+        return [Reply(one.entry.name, error=ours) for one in job.asked]
+
+
+def _replies(ref: Any, job: Job) -> list[Reply]:
+    """The job's replies, or what became of its worker in our words."""
+    error: PetlRayError
+    label = job.asked[0].entry.label
+    try:
+        answered: list[Reply] = ray.get(ref)
+        return answered
+    except TaskCancelledError:
+        error = RunCancelled(f"run {job.run_id}", "its task was cancelled")
+    except OutOfMemoryError as lost:
+        error = CapacityError(label, str(lost).splitlines()[0], "the machine ran out of memory", "Give it fewer slots")
+    except RayTaskError as raised:
+        error = as_ours(raised.cause, label)
+    except RayError as lost:
+        found = f"{type(lost).__name__}: {str(lost).splitlines()[0]}"
+        why = f"its worker was lost {_LOST_WORKERS + 1} times"
+        error = PermanentError(label, found, why, "See `petl-ray runs logs`")
+    return [Reply(one.entry.name, error=error) for one in job.asked]
+
+
+def _note_pending(job: Job) -> None:
+    place = opened(job.home)
+    with place.database.begin() as conn:
+        for one in job.asked:
+            journal.pending(conn, one.entry)
+
+
+@contextmanager
+def _logged(job: Job) -> Iterator[None]:
+    """Everything this worker prints, libraries in C included, goes to the log of the job's steps for the block."""
+    paths = [job.home.log_of(job.run_id, one.entry.name) for one in job.asked]
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    with paths[0].open("ab") as log:
+        for other in paths[1:]:
+            with suppress(OSError):  # one execution, one log: the other steps' names lead to it
+                other.symlink_to(paths[0].name)
+        saved = [os.dup(number) for number in (1, 2)]
+        try:
+            _point_outputs(log.fileno(), log.fileno())
+            yield
+        finally:
+            _point_outputs(*saved)
+            for number in saved:
+                os.close(number)
+    if not job.home.is_local:
+        _keep_log(job, paths[0])
+
+
+def _point_outputs(out: int, err: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+
+
+def _keep_log(job: Job, path: Path) -> None:
+    """On a cluster the log is on another machine: the store keeps a copy where `runs logs` finds it."""
+    with suppress(PetlRayError, OSError):
+        for one in job.asked:
+            opened(job.home).store.write(f"logs/{job.run_id}/{one.entry.name}.log", path.read_bytes())

@@ -1,0 +1,184 @@
+"""Sessions: slots side by side, each as if alone; continued bit for bit; refused where they do not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from petl_ray.errors import CapacityError, CorruptionError, DataError, NotFoundError, PlanError
+from petl_ray.models import LockedBase
+from petl_ray.training.checkpoint import read_checkpoint, write_checkpoint
+from petl_ray.training.loop import plan_rounds
+from petl_ray.training.session import Session, open_session
+from petl_ray.verb import SlotSession
+from tests.plainstep import PlainStep
+from tests.training.questions import dataset, locked, recipe
+
+
+@pytest.fixture(scope="module")
+def base(tiny_bert: Path) -> LockedBase:
+    return locked(tiny_bert)
+
+
+@pytest.fixture(scope="module")
+def moods(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    step = PlainStep(tmp_path_factory.mktemp("moods"))
+    return step.fetch(dataset(step))
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    step = PlainStep(tmp_path_factory.mktemp("halves"))
+    return step.fetch(dataset(step, task="halves", labels=2, rows=40))
+
+
+def _weights(session: Session, key: str, directory: Path) -> dict[str, torch.Tensor]:
+    session.save(key, directory)
+    return read_checkpoint(directory)[0]
+
+
+def _distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert set(a) == set(b)
+    return max(float((a[name].float() - b[name].float()).abs().max()) for name in a if name.startswith("weights/"))
+
+
+def test_a_session_is_what_a_search_drives(base: LockedBase) -> None:
+    session: SlotSession = open_session(recipe(base), 1, 1)
+    assert session.estimate(recipe(base))["trained_share"] > 0
+
+
+def test_side_by_side_each_slot_trains_as_if_alone(base: LockedBase, moods: Path, halves: Path, tmp_path: Path) -> None:
+    questions: dict[str, tuple[Any, Path]] = {
+        "lora": (recipe(base, method={"kind": "lora", "rank": 4, "dropout": 0.1}), moods),
+        "bottleneck": (recipe(base, method={"kind": "bottleneck", "size": 8}, batch_size=4, seed=3), halves),
+        "head": (recipe(base, method={"kind": "head"}, learning_rate=1e-2), moods),
+    }
+    together = open_session(recipe(base), 3, 1)
+    for key, (spec, data) in questions.items():
+        together.admit(key, spec, data)
+    found = together.advance({"lora": 0.25, "bottleneck": 0.5, "head": 0.25})
+    for key, (spec, data) in questions.items():
+        alone = open_session(recipe(base), 1, 1)
+        alone.admit(key, spec, data)
+        expected = alone.advance({key: 0.5 if key == "bottleneck" else 0.25})[key]
+        assert found[key]["steps"] == expected["steps"] > 4
+        assert found[key]["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+        near = _distance(_weights(together, key, tmp_path / f"{key}-a"), _weights(alone, key, tmp_path / f"{key}-b"))
+        assert near < 2e-5
+
+
+def test_a_slot_that_diverges_stops_alone(base: LockedBase, moods: Path, tmp_path: Path) -> None:
+    session = open_session(recipe(base), 2, 1)
+    session.admit("sick", recipe(base), moods)
+    session.save("sick", tmp_path / "well")
+    tensors, facts = read_checkpoint(tmp_path / "well")
+    name = next(name for name in tensors if "lora_A" in name)
+    tensors[name][0, 0] = float("inf")
+    write_checkpoint(tmp_path / "sick", tensors, facts)
+    session.drop("sick")
+    session.admit("sick", recipe(base), moods, tmp_path / "sick")
+    session.admit("well", recipe(base), moods)
+    found = session.advance({"sick": 0.5, "well": 0.5})
+    assert found["sick"] == {"diverged": 1.0}
+    alone = open_session(recipe(base), 1, 1)
+    alone.admit("well", recipe(base), moods)
+    assert found["well"]["loss"] == pytest.approx(alone.advance({"well": 0.5})["well"]["loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("method", [{"kind": "lora", "dropout": 0.2}, {"kind": "bottleneck"}, {"kind": "head"}])
+def test_a_saved_slot_continues_bit_for_bit(
+    base: LockedBase, moods: Path, tmp_path: Path, method: dict[str, Any]
+) -> None:
+    spec = recipe(base, method=method)
+    session = open_session(spec, 2, 1)
+    session.admit("whole", spec, moods)
+    session.advance({"whole": 0.3})
+    session.save("whole", tmp_path / "middle")
+    expected = session.advance({"whole": 1.0})["whole"]
+    later = open_session(spec, 1, 1)
+    later.admit("again", spec, moods, tmp_path / "middle")
+    assert later.advance({"again": 1.0})["again"] == expected
+    a, b = _weights(session, "whole", tmp_path / "a"), _weights(later, "again", tmp_path / "b")
+    assert all(torch.equal(a[name], b[name]) for name in a) and set(a) == set(b)
+
+
+@pytest.mark.parametrize("changes", [{"tokens_per_step": 40}, {"batch_size": 2, "gradient_accumulation": 4}])
+def test_micro_batches_change_nothing_but_rounding(
+    base: LockedBase, moods: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    plain, cut = recipe(base, weight_decay=0.01), recipe(base, weight_decay=0.01, **changes)
+    session = open_session(plain, 2, 1)
+    session.admit("plain", plain, moods)
+    session.admit("cut", cut, moods)
+    assert len(plan_rounds([session.occupant("cut")], None)) > 1 == len(plan_rounds([session.occupant("plain")], None))
+    found = session.advance({"plain": 0.4})["plain"]["loss"], session.advance({"cut": 0.4})["cut"]["loss"]
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+    assert _distance(_weights(session, "plain", tmp_path / "a"), _weights(session, "cut", tmp_path / "b")) < 2e-5
+
+
+def test_gradient_checkpointing_changes_nothing(base: LockedBase, moods: Path) -> None:
+    losses = []
+    for again in (False, True):
+        spec = recipe(base, gradient_checkpointing=again)
+        session = open_session(spec, 1, 1)
+        session.admit("a", spec, moods)
+        losses.append(session.advance({"a": 0.3})["a"]["loss"])
+        session.close()
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+def test_estimates_count_what_is_trained(base: LockedBase, moods: Path) -> None:
+    session = open_session(recipe(base), 1, 1)
+    session.admit("a", recipe(base), moods)
+    estimate = session.estimate(recipe(base))
+    assert estimate["trained_share"] == pytest.approx(session.trained_share("a"))
+    double = session.estimate(recipe(base, method={"kind": "lora", "rank": 16}))
+    assert double["trained_share"] > 1.8 * estimate["trained_share"]
+    assert session.estimate(recipe(base, batch_size=64))["memory_bytes"] > estimate["memory_bytes"]
+
+
+def test_slots_are_refused_where_they_do_not_fit(
+    base: LockedBase, moods: Path, tiny_bert: Path, tmp_path: Path
+) -> None:
+    session = open_session(recipe(base), 1, 1)
+    with pytest.raises(PlanError, match="base"):
+        session.admit("other", recipe(base.model_copy(update={"precision": "bf16"})), moods)
+    session.admit("a", recipe(base), moods)
+    with pytest.raises(CapacityError, match="slots"):
+        session.admit("b", recipe(base), moods)
+    with pytest.raises(PlanError, match="slot already"):
+        session.admit("a", recipe(base), moods)
+    with pytest.raises(NotFoundError, match="Known: a"):
+        session.drop("b")
+    session.save("a", tmp_path / "a")
+    session.drop("a")
+    with pytest.raises(CorruptionError, match="foreign"):
+        session.admit("b", recipe(base, seed=9), moods, tmp_path / "a")
+    session.admit("b", recipe(base, seed=9), moods)
+
+
+def test_rows_without_a_side_or_of_another_task_are_refused(base: LockedBase, moods: Path, tmp_path: Path) -> None:
+    for name in ("train.jsonl", "card.json"):
+        (tmp_path / name).write_bytes((moods / name).read_bytes())
+    (tmp_path / "validation.jsonl").write_text("")
+    session = open_session(recipe(base), 1, 1)
+    with pytest.raises(DataError, match=r"validation\.jsonl: no rows"):
+        session.admit("a", recipe(base), tmp_path)
+    (tmp_path / "validation.jsonl").write_text('{"id": "1", "text": "good", "label": 7}\n')
+    with pytest.raises(DataError, match="label 7"):
+        session.admit("a", recipe(base), tmp_path)
+    (tmp_path / "card.json").write_text('{"task": "x", "task_type": "causal_lm"}')
+    with pytest.raises(DataError, match="the data are for causal_lm"):
+        session.admit("a", recipe(base), tmp_path)
+
+
+def test_closing_a_session_leaves_the_base_as_it_was(base: LockedBase, moods: Path) -> None:
+    session = open_session(recipe(base), 1, 1)
+    before = session.loaded.weights_digest()
+    session.admit("a", recipe(base, method={"kind": "bottleneck"}), moods)
+    session.advance({"a": 0.3})
+    session.close()
+    assert session.loaded.weights_digest() == before

@@ -1,0 +1,271 @@
+"""train and train_all: what they write, that it is reproducible, resumed bit for bit, and good enough to serve."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from petl_ray.artifact import Adapter, Dataset, parse_artifact
+from petl_ray.bank import ServingBank
+from petl_ray.errors import DataError, PetlRayError, RunCancelled, TrainingError
+from petl_ray.methods import read_adapter
+from petl_ray.models import LockedBase, load_base
+from petl_ray.training import train
+from petl_ray.training.train import FILES
+from petl_ray.verb import Question
+from tests.plainstep import PlainStep
+from tests.training.questions import classification_rows, dataset, locked, recipe
+
+METHODS = ({"kind": "lora"}, {"kind": "bottleneck"}, {"kind": "head"})
+
+
+@pytest.fixture(scope="module")
+def base(tiny_bert: Path) -> LockedBase:
+    return locked(tiny_bert)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("steps")
+
+
+@pytest.fixture(scope="module")
+def moods(root: Path) -> Dataset:
+    return dataset(PlainStep(root))
+
+
+def _step(root: Path, name: str) -> PlainStep:
+    return PlainStep(root, name=name)
+
+
+class Stopping(PlainStep):
+    """A step that is cancelled right after its n-th checkpoint."""
+
+    def __init__(self, root: Path, name: str, after: int) -> None:
+        super().__init__(root, name=name)
+        self.left = after
+
+    def save_progress(self, directory: Path, note: Any) -> None:
+        super().save_progress(directory, note)
+        self.left -= 1
+        if self.left == 0:
+            raise RunCancelled(self.name)
+
+
+def test_an_adapter_has_its_files_its_figures_and_its_curve(base: LockedBase, root: Path, moods: Dataset) -> None:
+    step = _step(root, "figures")
+    adapter = train(recipe(base), moods, step=step)
+    assert isinstance(adapter, Adapter)
+    assert tuple(entry.path for entry in adapter.files) == FILES
+    assert adapter.labels == moods.labels and adapter.task == "moods" and adapter.method == "lora"
+    weights = load_file(step.fetch(adapter) / FILES[0])
+    assert adapter.trained_parameters == sum(tensor.numel() for tensor in weights.values())
+    history = [json.loads(line) for line in (step.fetch(adapter) / "history.jsonl").read_text().splitlines()]
+    scores = [point["score"] for point in history if "score" in point]
+    assert len(scores) == 4 and adapter.validation_score == max(scores)
+    assert adapter.about["steps"] == 24 and adapter.about["tokens"] > 0
+    assert [event for event, _ in step.events].count("train.validated") == 4
+    assert parse_artifact(adapter.model_dump(mode="json")).digest == adapter.digest
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: str(method["kind"]))
+def test_every_method_learns(base: LockedBase, root: Path, method: dict[str, Any]) -> None:
+    step = _step(root, f"learn-{method['kind']}")
+    many = dataset(step, rows=400)
+    rate = 2e-2 if method["kind"] == "head" else 5e-3
+    adapter = train(recipe(base, method=method, epochs=6, learning_rate=rate), many, step=step)
+    assert isinstance(adapter, Adapter) and adapter.validation_score is not None
+    rows = classification_rows(32, 2)
+    majority = max(sum(row["label"] == label for row in rows) for label in range(3)) / 32
+    assert adapter.validation_score > majority + 0.15
+
+
+def test_equal_questions_give_equal_digests_and_other_seeds_others(
+    base: LockedBase, root: Path, moods: Dataset
+) -> None:
+    first = train(recipe(base), moods, step=_step(root, "first"))
+    second = train(recipe(base, checkpoint_every_s=1e-6), moods, step=_step(root, "second"))
+    other = train(recipe(base, seed=1), moods, step=_step(root, "other"))
+    assert first.digest == second.digest != other.digest
+
+
+@pytest.mark.parametrize("method", [{"kind": "lora", "dropout": 0.1}, {"kind": "bottleneck"}])
+def test_a_cancelled_training_continues_to_the_same_bits(
+    base: LockedBase, root: Path, moods: Dataset, method: dict[str, Any]
+) -> None:
+    spec = recipe(base, method=method, checkpoint_every_s=1e-6)
+    whole = train(spec, moods, step=_step(root, f"whole-{method['kind']}"))
+    name = f"parts-{method['kind']}"
+    for after in (1, 6, 7):  # in the first epoch, at a validation, in the second epoch
+        with pytest.raises(RunCancelled):
+            train(spec, moods, step=Stopping(root, name, after))
+    resumed = _step(root, name)
+    progress = resumed.load_progress()
+    assert progress is not None and progress.note == {"step": 14, "steps": 24}
+    assert train(spec, moods, step=resumed).digest == whole.digest
+
+
+def test_a_killed_process_loses_only_what_was_not_saved(
+    base: LockedBase, root: Path, moods: Dataset, tiny_bert: Path
+) -> None:
+    spec = recipe(base, method={"kind": "lora", "dropout": 0.1}, checkpoint_every_s=1e-6)
+    whole = train(spec, moods, step=_step(root, "unkilled"))
+    script = """
+        import os, signal, sys
+        from pathlib import Path
+        from petl_ray.artifact import parse_artifact
+        from petl_ray.training import TrainSpec, train
+        from tests.plainstep import PlainStep
+        class Killed(PlainStep):
+            def save_progress(self, directory, note):
+                super().save_progress(directory, note)
+                if note["step"] == 9:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        spec = TrainSpec.model_validate_json(sys.argv[2])
+        train(spec, parse_artifact(__import__("json").loads(sys.argv[3])), step=Killed(Path(sys.argv[1]), name="killed"))
+    """
+    arguments = [str(root), spec.model_dump_json(), moods.model_dump_json()]
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), *arguments],
+        capture_output=True, timeout=120, cwd=Path(__file__).parents[2], env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    step = _step(root, "killed")
+    progress = step.load_progress()
+    assert progress is not None and progress.note["step"] == 9
+    assert train(spec, moods, step=step).digest == whole.digest
+
+
+def test_a_broken_checkpoint_costs_its_work_and_not_the_step(base: LockedBase, root: Path, moods: Dataset) -> None:
+    spec = recipe(base, checkpoint_every_s=1e-6)
+    with pytest.raises(RunCancelled):
+        train(spec, moods, step=Stopping(root, "torn", 5))
+    step = _step(root, "torn")
+    progress = step.load_progress()
+    assert progress is not None
+    (progress.directory / "checkpoint.safetensors").write_bytes(b"torn")
+    assert train(spec, moods, step=step).digest == train(spec, moods, step=_step(root, "untorn")).digest
+
+
+def test_golden_answers_are_what_serving_gives(base: LockedBase, root: Path, moods: Dataset) -> None:
+    step = _step(root, "golden")
+    files = step.fetch(train(recipe(base), moods, step=step))
+    golden = load_file(files / "golden.safetensors")
+    loaded = load_base(base, "classification")
+    serving = ServingBank(loaded, slots=3)
+    serving.install(2, read_adapter(files, loaded))
+    answers = torch.stack(serving.answer([2] * 4, golden["input_ids"], golden["attention_mask"]))
+    assert answers.shape == golden["logits"].shape == (4, 3)
+    assert torch.allclose(answers, golden["logits"], atol=1e-5)
+    assert golden["logits"].std() > 0
+
+
+def test_peft_gives_the_golden_answers_too(base: LockedBase, root: Path, moods: Dataset, tiny_bert: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    step = _step(root, "peft")
+    files = step.fetch(train(recipe(base), moods, step=step))
+    golden = load_file(files / "golden.safetensors")
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=3)
+    model = PeftModel.from_pretrained(model, files).eval()
+    with torch.no_grad():
+        logits = model(input_ids=golden["input_ids"], attention_mask=golden["attention_mask"]).logits
+    assert torch.allclose(logits, golden["logits"], atol=1e-5)
+
+
+def test_one_failing_question_leaves_its_neighbours_their_own_bits(
+    base: LockedBase, root: Path, moods: Dataset
+) -> None:
+    steps = [_step(root, f"pack-{index}") for index in range(4)]
+    wrong = dataset(steps[1], causal=True)
+    questions = [
+        Question("a", recipe(base), (moods,)),
+        Question("b", recipe(base), (wrong,)),
+        Question(
+            "c", recipe(base, learning_rate=1.0, gradient_clip=None, head_learning_rate=1.0, epochs=0.1), (moods,)
+        ),
+        Question("d", recipe(base, method={"kind": "head"}), (moods,)),
+    ]
+    answers = train.answer_all(questions, steps)
+    assert isinstance(answers[1], DataError)
+    alone = train(recipe(base), moods, step=_step(root, "alone"))
+    assert isinstance(answers[0], Adapter) and answers[0].digest == alone.digest
+    head = train(recipe(base, method={"kind": "head"}), moods, step=_step(root, "alone-head"))
+    assert isinstance(answers[3], Adapter) and answers[3].digest == head.digest
+    assert isinstance(answers[2], Adapter | PetlRayError)
+
+
+def test_a_base_that_is_gone_fails_its_own_questions_only(
+    base: LockedBase, root: Path, moods: Dataset, tmp_path: Path
+) -> None:
+    gone = base.model_copy(update={"pinned": base.pinned.model_copy(update={"uri": str(tmp_path / "nowhere")})})
+    gone = gone.model_copy(update={"pinned": gone.pinned.model_copy(update={"digest": "f" * 64})})
+    steps = [_step(root, "gone-0"), _step(root, "gone-1")]
+    answers = train.answer_all(
+        [Question("gone", recipe(gone), (moods,)), Question("there", recipe(base), (moods,))], steps
+    )
+    assert isinstance(answers[0], PetlRayError) and "nowhere" in str(answers[0])
+    assert isinstance(answers[1], Adapter)
+
+
+def test_divergence_is_an_error_that_names_the_rate(base: LockedBase, root: Path, moods: Dataset) -> None:
+    from petl_ray.training.checkpoint import read_checkpoint, write_checkpoint
+    from petl_ray.training.session import open_session
+
+    step = _step(root, "sick")
+    session = open_session(recipe(base), 1, 1)
+    session.admit("moods", recipe(base), step.fetch(moods))
+    session.save("moods", step.out / "c")
+    tensors, facts = read_checkpoint(step.out / "c")
+    name = next(name for name in tensors if "lora_A" in name)
+    tensors[name].fill_(float("nan"))
+    write_checkpoint(step.out / "c", tensors, facts)
+    step.save_progress(step.out / "c", {"step": 0})
+    with pytest.raises(TrainingError, match=r"learning rate 0\.005 may be too high"):
+        train(recipe(base), moods, step=step)
+
+
+def test_a_language_model_learns_to_complete(tiny_llama: Path, root: Path) -> None:
+    step = _step(root, "turn")
+    spec = recipe(
+        locked(tiny_llama), task_type="causal_lm", metric="accuracy", epochs=30, learning_rate=1e-2,
+        method={"kind": "lora", "rank": 16, "alpha": 32}, template="now {prompt}",
+    )  # fmt: skip
+    adapter = train(spec, dataset(step, task="turn", causal=True), step=step)
+    assert isinstance(adapter, Adapter) and adapter.validation_score is not None
+    assert adapter.validation_score > 0.8
+    card = json.loads((step.fetch(adapter) / "card.json").read_text())
+    assert card["template"] == "now {prompt}"
+    assert load_file(step.fetch(adapter) / "golden.safetensors")["logits"].dim() == 2
+
+
+def test_a_real_language_model_gets_better(stories_llama: Path, root: Path) -> None:
+    step = _step(root, "stories")
+    spec = recipe(locked(stories_llama), task_type="causal_lm", metric="loss", epochs=10, batch_size=16, max_length=64)
+    adapter = train(spec, dataset(step, task="turn", causal=True), step=step)
+    points = [json.loads(line) for line in (step.fetch(adapter) / "history.jsonl").read_text().splitlines()]
+    losses = [point["validation_loss"] for point in points if "validation_loss" in point]
+    assert losses[-1] < 0.5 * points[0]["train_loss"]
+
+
+def test_minilm_tells_moods_apart_with_a_small_adapter(minilm: str, root: Path) -> None:
+    from petl_ray.models import BaseSpec, resolve
+
+    step = _step(root, "minilm")
+    base = resolve(BaseSpec(source=minilm, precision="fp32"))
+    adapter = train(recipe(base, learning_rate=1e-3, epochs=3), dataset(step, rows=128), step=step)
+    assert isinstance(adapter, Adapter) and adapter.validation_score is not None
+    assert adapter.validation_score >= 0.9
+    assert adapter.trained_parameters / adapter.base_parameters <= 0.02
+    assert adapter.size_bytes <= 0.02 * 4 * adapter.base_parameters

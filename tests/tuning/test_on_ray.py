@@ -1,0 +1,215 @@
+"""Searches under a real Ray Tune, with the miniature training room behind real pack actors."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from petl_ray.artifact import Dataset, Trial
+from petl_ray.errors import CapacityError, ClaimLost, PermanentError, PlanError, RunCancelled
+from petl_ray.tuning import SearchSpec, search
+from petl_ray.tuning.on_ray import search_all
+from petl_ray.verb import Question, Resources
+from tests.plainstep import PlainStep
+from tests.tuning.fake_training import train
+from tests.tuning.fake_training.asking import ask, rows
+from tests.tuning.fake_training.spec import Lora, MiniSpec
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def run(step: PlainStep, spec: SearchSpec, dataset: Dataset | None = None) -> Trial:
+    found = search.using(train=train)(spec, dataset or rows(step), step=step)
+    assert isinstance(found, Trial)
+    return found
+
+
+def table(step: PlainStep, trial: Trial) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (step.fetch(trial) / "trials.jsonl").read_text().splitlines()]
+
+
+def test_several_searches_share_one_run_and_end_as_each_would_alone(tmp_path: Path) -> None:
+    steps = [PlainStep(tmp_path / name) for name in "abc"]
+    specs = [
+        ask(),
+        ask(MiniSpec(metric="loss"), scheduler="median"),
+        ask(algorithm="random", scheduler="none", trials=3),
+    ]
+    questions = [
+        Question(name, spec, (rows(step, name),)) for name, spec, step in zip("abc", specs, steps, strict=True)
+    ]
+    found = search_all(questions, steps, train=train)
+    assert [trial.trials for trial in found if isinstance(trial, Trial)] == [8, 8, 3]
+    for step, trial in zip(steps, found, strict=True):
+        assert isinstance(trial, Trial)
+        lines = table(step, trial)
+        assert lines[0]["overrides"] == {} and lines[0]["scores"]["1.0"] == trial.default_score
+        finals = [line["scores"]["1.0"] for line in lines if line["state"] == "finished"]
+        assert trial.score == (min if trial.mode == "min" else max)(finals)
+        assert {event for event, _ in step.events} == {"search.rung"}
+        assert trial.about["trained_rungs"] == sum(len(line["scores"]) for line in lines) == len(step.events)
+    alone = PlainStep(tmp_path / "alone")
+    assert run(alone, specs[0], rows(alone, "a")).digest == found[0].digest
+    assert all("seconds" not in json.dumps(table(step, trial)) for step, trial in zip(steps, found, strict=True))
+
+
+def test_placement_changes_no_outcome(tmp_path: Path) -> None:
+    placements = [Resources(cpus=1, packs=1, slots=1), Resources(cpus=1, packs=2, slots=3)]
+    steps = [PlainStep(tmp_path / str(index), resources=given) for index, given in enumerate(placements)]
+    assert len({run(step, ask()).digest for step in steps}) == 1
+
+
+class Killed(BaseException):
+    """As a SIGKILL: nothing catches it."""
+
+
+class DiesAfter(PlainStep):
+    """A step whose process ends at the n-th record of a rung, before it is written."""
+
+    left = 7
+
+    def record(self, key: str, value: Mapping[str, Any]) -> None:
+        if "/" in key:
+            type(self).left -= 1
+            if self.left < 0:
+                raise Killed
+        super().record(key, value)
+
+
+@pytest.mark.parametrize("decisions", ["rung", "async"])
+def test_a_killed_search_trains_no_recorded_rung_again(
+    tmp_path: Path, decisions: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = ask(decisions=decisions)
+    whole = PlainStep(tmp_path / "whole")
+    undisturbed = run(whole, spec)
+    for left in (1, 8):
+        monkeypatch.setattr(DiesAfter, "left", left)
+        with pytest.raises(Killed):
+            run(DiesAfter(tmp_path / "killed"), spec)
+    survivor = PlainStep(tmp_path / "killed")
+    before = {key for key in survivor.recorded() if "/" in key}
+    resumed = run(survivor, spec)
+    trained = {f"{facts['trial']}/{facts['rung']}" for _, facts in survivor.events if not facts["replayed"]}
+    assert len(before) >= 9 and not before & trained
+    assert resumed.about["replayed_rungs"] >= len(before)
+    if decisions == "rung":
+        assert resumed.digest == undisturbed.digest
+        assert resumed.about["replayed_rungs"] + resumed.about["trained_rungs"] == undisturbed.about["trained_rungs"]
+
+
+def test_a_search_that_is_all_recorded_trains_nothing_and_starts_no_pack(step: PlainStep) -> None:
+    spec, dataset = ask(limits={"trained_share": 0.5}), rows(step)
+    first = run(step, spec, dataset)
+    for entry in dataset.files:  # not even the rows are read again
+        (step.root / "objects" / entry.sha256).unlink()
+    again = run(step, spec, dataset)
+    assert again.digest == first.digest and again.about["trained_rungs"] == 0
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "median", "none"])
+def test_asynchronous_decisions_are_tunes_own(step: PlainStep, scheduler: str) -> None:
+    found = run(step, ask(decisions="async", scheduler=scheduler, trials=12))
+    states = found.about["states"]
+    assert sum(states.values()) == found.trials == 12
+    assert table(step, found)[0]["state"] == "finished"
+    assert ("stopped" in states) == (scheduler == "asha") or scheduler == "median"
+
+
+def test_a_grid_with_limits_rejects_and_says_why(step: PlainStep) -> None:
+    spec = ask(algorithm="grid", space={"method.rank": [2, 4, 16, 32]}, trials=5, limits={"trained_share": 0.01})
+    found = run(step, spec)
+    lines = table(step, found)
+    assert [line["state"] for line in lines if line["overrides"].get("method.rank") in (16, 32)] == ["rejected"] * 2
+    assert found.trials == 3 and "1.6000%" in next(line["reason"] for line in lines if "reason" in line)
+
+
+def test_what_diverges_or_does_not_fit_is_a_line_of_the_table(step: PlainStep) -> None:
+    space = {"learning_rate": [1e-3, 5.0], "method.rank": [8, 666]}
+    found = run(step, ask(space=space, algorithm="grid", trials=4, scheduler="none"))
+    by_overrides = {json.dumps(line["overrides"], sort_keys=True): line for line in table(step, found)}
+    assert by_overrides['{"learning_rate": 5.0, "method.rank": 8}']["state"] == "diverged"
+    assert by_overrides['{"learning_rate": 0.001, "method.rank": 666}']["reason"].startswith("method.rank: got 666")
+
+
+class Lost(PlainStep):
+    def check(self) -> None:
+        raise ClaimLost("another owner")
+
+
+def test_each_question_fails_alone(tmp_path: Path) -> None:
+    good, lost = PlainStep(tmp_path / "good"), Lost(tmp_path / "lost")
+    others = [PlainStep(tmp_path / f"{index}") for index in range(4)]
+    specs = [
+        ask(space={"no.such.path": [1]}),
+        ask(MiniSpec(learning_rate=3)),
+        ask(MiniSpec(method=Lora(rank=999))),  # breaks as a bug would, at every try
+        ask(),
+    ]
+    questions = [
+        Question(str(index), spec, (rows(step),)) for index, (spec, step) in enumerate(zip(specs, others, strict=True))
+    ]
+    missing = others[3].root / "objects" / questions[3].inputs[0].file("train.jsonl").sha256
+    missing.write_text("other bytes")
+    questions += [Question("good", ask(), (rows(good),)), Question("lost", ask(), (rows(lost),))]
+    found = search_all(questions, [*others, good, lost], train=train)
+    kinds = [type(one).__name__ for one in found]
+    assert kinds == ["PlanError", "TrainingError", "PermanentError", "CorruptionError", "Trial", "ClaimLost"]
+    assert "ZeroDivisionError" in str(found[2]) and "4 times" in str(found[2])
+    assert isinstance(found[0], PlanError) and isinstance(found[2], PermanentError)
+    alone = PlainStep(tmp_path / "alone")
+    assert run(alone, ask()).digest == found[4].digest if isinstance(found[4], Trial) else False
+
+
+def test_a_cancelled_search_stops_with_trials_under_way(step: PlainStep) -> None:
+    class Cancelled(PlainStep):
+        def check(self) -> None:
+            if self.events:
+                raise RunCancelled(self.name)
+
+    cancelled = Cancelled(step.root)
+    with pytest.raises(RunCancelled):
+        run(cancelled, ask(MiniSpec(pause_s=8.0)))
+    assert len(cancelled.events) <= 3
+
+
+def test_a_pack_that_is_killed_comes_back_and_the_outcome_is_the_same(tmp_path: Path) -> None:
+    class Kills(PlainStep):
+        killed = False
+
+        def report(self, event: str, **facts: Any) -> None:
+            super().report(event, **facts)
+            if len(self.events) == 6 and not Kills.killed:
+                Kills.killed = True
+                name = next(
+                    one["name"] for one in ray.util.list_named_actors(all_namespaces=True) if "pack" in one["name"]
+                )
+                ray.kill(ray.get_actor(name, "petl-ray"), no_restart=False)
+                time.sleep(0.2)
+
+    kills, whole = Kills(tmp_path / "kills"), PlainStep(tmp_path / "whole")
+    assert run(kills, ask()).digest == run(whole, ask()).digest and Kills.killed
+
+
+def test_what_the_cluster_cannot_hold_is_refused_before_it_starts(tmp_path: Path) -> None:
+    step = PlainStep(tmp_path, resources=Resources(cpus=64))
+    with pytest.raises(CapacityError, match="64 CPU"):
+        run(step, ask())
+    assert not step.events
+
+
+def test_nothing_is_left_behind(step: PlainStep) -> None:
+    def petl_files() -> set[str]:
+        return {name for name in os.listdir("/tmp") if name.startswith(("petl-ray-search-", "petl-ray-tune-"))}  # noqa: PTH208
+
+    before = petl_files()
+    run(step, ask(trials=2))
+    assert petl_files() <= before
+    assert not [one for one in ray.util.list_named_actors(all_namespaces=True) if "petl-ray-pack" in one["name"]]

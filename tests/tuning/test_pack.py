@@ -1,0 +1,73 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from petl_ray.errors import TemporaryError
+from petl_ray.tuning.pack import Order, Pack
+from tests.tuning.fake_training.spec import Lora, MiniSpec
+
+DOOR = "tests.tuning.fake_training.session:open_session"
+ROWS = {"train.jsonl": b"rows", "validation.jsonl": b""}
+
+
+def order(number: int, rung: int, recipe: MiniSpec | None = None) -> Order:
+    name = "tests.tuning.fake_training.spec:MiniSpec"
+    return Order("q0", number, rung, (0.25, 0.5, 1.0)[rung], (recipe or MiniSpec(seed=number)).model_dump(), name)
+
+
+@pytest.fixture
+def pack() -> Iterator[Pack]:
+    pack = Pack(DOOR, slots=2, threads=1)
+    pack.put_data("q0", ROWS)
+    yield pack
+    pack.close()
+
+
+def scores(pack: Pack, *orders: Order) -> list[float]:
+    return [pack.advance(one)["score"] for one in orders]
+
+
+def test_more_trials_than_slots_take_turns_and_lose_nothing(pack: Pack) -> None:
+    straight = {number: scores(pack, *(order(number, rung) for rung in range(3))) for number in range(5)}
+    other = Pack(DOOR, slots=2, threads=1)
+    other.put_data("q0", ROWS)
+    turns = [scores(other, *(order(number, rung) for number in range(5))) for rung in range(3)]
+    assert [list(row) for row in zip(*turns, strict=True)] == list(straight.values())
+    other.close()
+
+
+def test_a_trial_goes_on_in_another_process_from_its_checkpoint(pack: Pack) -> None:
+    whole = scores(pack, *(order(7, rung) for rung in range(3)))
+    half = Pack(DOOR, slots=1, threads=1)
+    half.put_data("q0", ROWS)
+    assert scores(half, order(7, 0)) == whole[:1]
+    moved = Pack(DOOR, slots=1, threads=1)
+    moved.put_data("q0", ROWS)
+    moved.put_checkpoint("q0/7", 0, half.checkpoint("q0/7", 0))
+    assert scores(moved, order(7, 1), order(7, 2)) == whole[1:]
+
+
+def test_without_its_checkpoint_a_trial_is_trained_from_the_start_to_the_same_score(pack: Pack) -> None:
+    whole = scores(pack, *(order(7, rung) for rung in range(3)))
+    fresh = Pack(DOOR, slots=1, threads=1)
+    fresh.put_data("q0", ROWS)
+    assert scores(fresh, order(7, 2)) == whole[2:]
+
+
+def test_a_pack_without_the_rows_asks_to_try_again(tmp_path: Path) -> None:
+    with pytest.raises(TemporaryError, match="restarted"):
+        Pack(DOOR, slots=1, threads=1).advance(order(0, 0))
+
+
+def test_a_finished_trial_leaves_its_slot_and_its_files(pack: Pack) -> None:
+    scores(pack, *(order(1, rung) for rung in range(3)))
+    assert pack.checkpoint("q0/1", 2) == {} and pack._resident == {}
+
+
+def test_divergence_and_refusal_are_answers_and_bugs_are_not(pack: Pack) -> None:
+    assert pack.advance(order(1, 0, MiniSpec(learning_rate=2)))["diverged"]
+    assert "does not fit" in pack.advance(order(2, 0, MiniSpec(method=Lora(rank=666))))["refused"]
+    with pytest.raises(ZeroDivisionError):
+        pack.advance(order(3, 0, MiniSpec(method=Lora(rank=999))))
+    assert pack.weigh([order(1, 0)]) == [{"trained_share": 0.008, "memory_bytes": 8192.0}]
