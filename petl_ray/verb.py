@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Generic, Protocol, cast, runtime_checkable
+
+from typing_extensions import TypeVar
 
 from petl_ray.artifact import Artifact, FileEntry
 from petl_ray.spec import Spec
@@ -98,9 +100,12 @@ class Question:
     inputs: tuple[Artifact, ...] = ()
 
 
+A_co = TypeVar("A_co", bound=Artifact, default=Artifact, covariant=True)
+
+
 @dataclass(frozen=True)
-class Verb:
-    """A room's verb by its import name.
+class Verb(Generic[A_co]):
+    """A room's verb by its import name; `Verb[Adapter]` is one that answers with an Adapter.
 
     `version` is raised when the meaning changes: old outcomes are then no longer found. `drives_ray` marks a verb that
     only drives other Ray work and so reserves no core. `packed` names a function answering many questions in one
@@ -115,7 +120,7 @@ class Verb:
     packed: str | None = None
     distributed: str | None = None
     drives_ray: bool = False
-    using_: tuple[tuple[str, Verb], ...] = field(default=())
+    using_: tuple[tuple[str, Verb[Any]], ...] = field(default=())
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -126,17 +131,17 @@ class Verb:
             "using": {role: verb.identity for role, verb in self.using_},
         }
 
-    def using(self, **verbs: Verb) -> Verb:
+    def using(self, **verbs: Verb[Any]) -> Verb[A_co]:
         """The same verb, handed other rooms' verbs by role: `search.using(train=train)`."""
         return replace(self, using_=tuple(sorted(verbs.items())))
 
-    def __call__(self, spec: Spec, *inputs: Artifact, step: StepContext) -> Artifact:
+    def __call__(self, spec: Spec, *inputs: Artifact, step: StepContext) -> A_co:
         function = self.function
         if self.distributed is not None and step.resources.workers > 1:
             function = self.distributed
         outcome = load(function)(spec, *inputs, step=step, **dict(self.using_))
         assert isinstance(outcome, Artifact), f"{self.name} returned {type(outcome).__name__}, not an Artifact"
-        return outcome
+        return cast("A_co", outcome)
 
     def answer_all(self, questions: Sequence[Question], steps: Sequence[StepContext]) -> list[Any]:
         """Answer many questions in one execution; one Artifact or PetlRayError each. Needs `packed`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from petl_ray.orchestration import Run
+from petl_ray.orchestration import Run, runs
 from petl_ray.plan import LockedPlan
 from pipelines.adapt import adapt
 from pipelines.summary import Summary
@@ -10,7 +10,8 @@ from pipelines.summary import Summary
 
 def retrain(run: Run, plan: LockedPlan) -> Summary:
     """As `adapt`, but a recorded no-op where an earlier run answered the same data, base and plan already."""
-    earlier = run.earlier_success(plan.digest)
+    earlier = runs.succeeded_before(run.home, plan.digest)
     if earlier is not None:
-        return Summary.unchanged(plan, earlier)
+        run.report("run.unchanged", earlier=earlier["id"])
+        return Summary.unchanged(earlier["summary"], earlier["id"])
     return adapt(run, plan)

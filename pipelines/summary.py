@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from petl_ray.artifact import Adapter, Endpoint, Interval, Release, Report, Trial
-from petl_ray.errors import PetlRayError
+from petl_ray.artifact import Adapter, Dataset, Endpoint, Interval, Release, Report, Trial
+from petl_ray.orchestration import Run
 from petl_ray.plan import DEFAULT, HEAD_ONLY, TUNED, LockedPlan, LockedTask
 from petl_ray.spec import with_overrides
 
@@ -63,34 +65,47 @@ class Summary(BaseModel):
         return not self.failures
 
     @classmethod
-    def of(
-        cls,
-        plan: LockedPlan,
-        best: Mapping[str, Trial],
-        candidates: Mapping[str, Adapter],
-        reports: Mapping[str, Report],
-        releases: Mapping[str, Release],
-        endpoint: Endpoint | None,
-        failures: Mapping[str, PetlRayError],
-    ) -> Summary:
-        """The summary of what a pipeline has made."""
-        rows = [
-            _row(key, plan.tasks[key], best.get(key), candidates[key], reports[key], releases.get(key))
-            for key in plan.tasks
-            if key in reports
-        ]
-        return cls(
-            plan=plan.name,
-            tasks=tuple(rows),
-            failures={key: str(error) for key, error in failures.items()},
-            endpoint=endpoint.url if endpoint else None,
-        )
-
-    @classmethod
     def unchanged(cls, earlier: Mapping[str, Any], run_id: str) -> Summary:
         """The summary of an earlier run, said again because nothing it depends on has changed."""
         note = f"nothing to do: data, base and plan are those of run {run_id}"
         return cls.model_validate(dict(earlier)).model_copy(update={"note": note})
+
+
+def summarize(
+    run: Run,
+    plan: LockedPlan,
+    datasets: Mapping[str, Dataset],
+    best: Mapping[str, Trial],
+    adapters: Mapping[str, Adapter],
+    reports: Mapping[str, Report],
+    releases: Mapping[str, Release],
+    endpoint: Endpoint | None,
+) -> Summary:
+    """The summary of what a pipeline has made, in the order of the plan's tasks."""
+    candidates = plan.candidates(adapters)
+    rows = []
+    for key in plan.tasks:
+        if key in reports:
+            made = [best[key]] if key in best else []
+            mine = [adapters[name] for name in adapters if name.startswith(f"{key}/")]
+            rows.append(
+                _row(key, plan.tasks[key], best.get(key), candidates[key], reports[key], releases.get(key)).model_copy(
+                    update={
+                        "sample": _sample(run.fetch(datasets[key]) / "test.jsonl"),
+                        "seconds": sum(float(one.about.get("seconds", 0.0)) for one in (*made, *mine)),
+                    }
+                )
+            )
+    failures = {key: str(error) for key, error in run.failures.items()}
+    url = endpoint.url if endpoint else None
+    return Summary(plan=plan.name, tasks=tuple(rows), failures=failures, endpoint=url)
+
+
+def _sample(rows: Path) -> str:
+    """The first held-out row, to ask the endpoint with."""
+    with rows.open(encoding="utf-8") as lines:
+        row = json.loads(next(lines))
+    return str(row["text"] if "text" in row else row["prompt"])
 
 
 def _row(
@@ -100,6 +115,9 @@ def _row(
     scores = {role: report.rivals[role] for role in ("majority", "base", HEAD_ONLY, DEFAULT) if role in report.rivals}
     return TaskSummary(
         task=key,
+        task_type=task.type,
+        sample="",
+        seconds=0.0,
         recipe={**recipe.method.model_dump(mode="json"), "learning_rate": recipe.learning_rate},
         metric=report.metric,
         mode=report.mode,

@@ -72,3 +72,12 @@ def ray_cluster() -> Iterator[str]:
     context = ray.init(num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False)
     yield str(context.address_info["address"])
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real PostgreSQL server of this test run: the URL of its `postgres` database, beside which tests make theirs."""
+    pgserver = pytest.importorskip("pgserver", reason="needs the `dev` extra")
+    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
+    yield server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
+    server.cleanup()

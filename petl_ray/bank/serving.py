@@ -165,11 +165,11 @@ class ServingLayout:
         if not used:
             return wired.inner(x)
         (stack,) = used.values()
-        shape = (self.rows.shape[0], *([1] * (x.dim() - 2)), x.shape[-1])
-        bias = stack.of("bias", self.rows).view(shape) if "bias" in stack.tensors else None
-        own = wired.form.apply(x, stack.of("weight", self.rows).view(shape), bias)
+        x3 = x.reshape(self.rows.shape[0], -1, x.shape[-1])
+        bias = stack.of("bias", self.rows).unsqueeze(1) if "bias" in stack.tensors else None
+        own = wired.form.apply(x3, stack.of("weight", self.rows).unsqueeze(1), bias)
         members = torch.tensor([line in stack.members for line in self.lines], device=x.device)
-        return torch.where(members.view(-1, *([1] * (x.dim() - 1))), own, wired.inner(x))
+        return torch.where(members.view(-1, 1, 1), own, wired.inner(x).reshape(x3.shape)).reshape(x.shape)
 
     def _used(self, wired: Wired) -> dict[Kind, Stack]:
         stacks = self.stacks.get(wired.site.name, {})

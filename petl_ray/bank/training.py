@@ -80,9 +80,14 @@ class TrainingLayout:
         return [span.slot.parts.get(wired.site.name) for span in self.spans]
 
     def _cut(self, x: Tensor) -> list[Tensor]:
-        """x by spans. Models may hand over [rows, …] or rows and tokens in one dimension."""
+        """x by spans. Models may hand over [rows, …] or rows and tokens in one dimension.
+
+        One split, not slices: the gradient of a slice is as large as x, that of a split is one concatenation.
+        """
+        if len(self.spans) == 1:
+            return [x]
         each = x.shape[0] // self.rows
-        return [x[span.start * each : span.stop * each] for span in self.spans]
+        return list(torch.split(x, [(span.stop - span.start) * each for span in self.spans]))
 
     def _mask(self, span: Span, live: LivePart | None, wired: Wired, x: Tensor) -> Tensor | None:
         """Dropout of one span at one site: a function of the span's seed and the site, drawn over the segment's own

@@ -8,8 +8,7 @@ from petl_ray.cli.quiet import hush
 
 hush()
 
-import click  # noqa: E402 - after hush, so that whatever it pulls in is quiet
-import typer  # noqa: E402
+import typer  # noqa: E402 - after hush, so that whatever it pulls in is quiet
 
 from petl_ray import __version__  # noqa: E402
 from petl_ray.cli import adapters, plans, running, runs, schedules, serving, submitting  # noqa: E402
@@ -51,18 +50,11 @@ def _root(
 def main() -> None:
     """Run the command; exits with 0, or with the code of the error's kind (130 when interrupted)."""
     try:
-        code = app(standalone_mode=False)
+        app()
     except PetlRayError as error:
         complain(str(error))
         sys.exit(error.exit_code)
-    except click.exceptions.Exit as leaving:
-        sys.exit(leaving.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.exceptions.Abort):
-        complain("Interrupted. What was recorded stays; the same command goes on from there.")
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        sys.exit(0)
-    sys.exit(code if isinstance(code, int) else 0)
+    except SystemExit as leaving:
+        if leaving.code == INTERRUPTED:
+            complain("Interrupted. What was recorded stays; the same command goes on from there.")
+        raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from petl_ray.cli.options import AsJson, ClusterPath, HomePath, PlanPath, Settings, Tasks
-from petl_ray.cli.screen import print_json, print_table, remark
+from petl_ray.cli.screen import print_json, print_table, remark, size
 
 
 def validate(plan: PlanPath, tasks: Tasks = None, settings: Settings = None, as_json: AsJson = False) -> None:
@@ -29,10 +29,11 @@ def plan(
     """What a run would do: every step, found or to be computed and why, and what it would cost. Executes nothing."""
     from petl_ray.cli.running import placement
     from petl_ray.orchestration import Home
-    from petl_ray.plan import read_plan
-    from petl_ray.scheduling.launch import estimated, rehearsal
+    from petl_ray.plan import estimate, read_plan
+    from petl_ray.scheduling.launch import rehearsal
 
     read = read_plan(plan, settings or (), tasks or ())
+    types = {key: task.type for key, task in read.tasks.items()}
     steps = rehearsal(read, Home.at(home), placement(cluster))
     rows = [
         {
@@ -40,8 +41,8 @@ def plan(
             "status": step.status,
             "why": step.why,
             "name": step.name,
-            **estimated(step),
             "cpus": step.resources.cpus,
+            **estimate(step.spec, step.resources, types.get(_task_of(step.label), "classification")),
         }
         for step in steps
     ]
@@ -49,11 +50,21 @@ def plan(
         print_json(rows)
         return
     told = [
-        [row["step"], row["status"], row["why"], row["work"], row["memory"], (row["name"] or "")[:12]] for row in rows
+        [row["step"], row["status"], row["why"], row["work"], _size(row["memory_bytes"]), (row["name"] or "")[:12]]
+        for row in rows
     ]
     print_table(["step", "status", "why", "work", "memory", "name"], told)
     hits = sum(step.status == "hit" for step in steps)
     remark(f"{hits} of {len(steps)} steps are found; steps after one that is unknown follow from it.")
+
+
+def _task_of(label: str) -> str:
+    """The task in a step's label: `train emails/tuned` is of `emails`."""
+    return label.split()[-1].partition("/")[0]
+
+
+def _size(memory_bytes: int | None) -> str:
+    return "" if memory_bytes is None else f"~{size(memory_bytes)}"
 
 
 def schema() -> None:

@@ -7,12 +7,20 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
+from petl_ray.data.times import seconds
 from petl_ray.spec import Pinned, Spec
+
+
+def _time(text: str) -> str:
+    seconds(text)  # raises ValueError
+    return text
+
 
 TaskName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Column = Annotated[str, StringConstraints(min_length=1)]
+Time = Annotated[str, AfterValidator(_time)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -40,8 +48,8 @@ class Split(Spec):
     by: Literal["row", "group", "time"] = "row"
     column: Column | None = None
     seed: int = 0
-    validation_from: str | None = None
-    test_from: str | None = None
+    validation_from: Time | None = None
+    test_from: Time | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -74,6 +82,9 @@ class DataRules(Spec):
     def _task_fits(self) -> Self:
         if self.task_type == "causal_lm" and self.labels is not None:
             raise ValueError("labels: a causal_lm task has none")
+        foreign = ("text", "text_pair", "label") if self.task_type == "causal_lm" else ("prompt", "completion")
+        if odd := [name for name in foreign if getattr(self.columns, name) is not None]:
+            raise ValueError(f"columns.{odd[0]}: a {self.task_type} task has no {odd[0]}")
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
             raise ValueError("labels: a label is named twice")
         return self

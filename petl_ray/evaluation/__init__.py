@@ -5,9 +5,10 @@ bootstrap intervals, and `predictions.parquet` as its trace. It must not know ho
 what a gate will make of the figures.
 """
 
+from petl_ray.artifact import Report
 from petl_ray.evaluation.spec import EvalSpec
 from petl_ray.verb import Verb
 
 __all__ = ["EvalSpec", "evaluate"]
 
-evaluate = Verb(name="evaluate", version=1, function="petl_ray.evaluation.evaluate:evaluate")
+evaluate: Verb[Report] = Verb(name="evaluate", version=1, function="petl_ray.evaluation.evaluate:evaluate")

@@ -13,6 +13,7 @@ from petl_ray.methods.sites import Anatomy, short_names, targeted
 from petl_ray.methods.spec import LoraSpec
 
 TASK_TYPES = {True: "SEQ_CLS", False: "CAUSAL_LM"}
+HEAD_NAMES = {"classifier", "score"}  # PEFT lists both by itself, whichever the model has
 READ = {"peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "modules_to_save"}
 FREE = {"peft_version", "base_model_name_or_path", "revision", "inference_mode"}  # any scalar: nothing depends on it
 NEUTRAL: dict[str, tuple[Any, ...]] = {  # what PEFT also writes, allowed only where it changes nothing
@@ -98,7 +99,8 @@ class Lora:
             raise _refused("peft_type", config.get("peft_type"), "only LORA is read")
         if config.get("task_type") != TASK_TYPES[bool(found.head_modules)]:
             raise _refused("task_type", config.get("task_type"), "the base was loaded for another task type")
-        if (config.get("modules_to_save") or []) != list(found.head_modules):
+        saved = set(config.get("modules_to_save") or []) - (HEAD_NAMES if found.head_modules else set())
+        if saved != set(found.head_modules) - HEAD_NAMES:
             raise _refused("modules_to_save", config.get("modules_to_save"), "only the head itself may be replaced")
         return _spec(config)
 

@@ -13,6 +13,9 @@ from petl_ray.models.spec import Precision
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+CPU_FACTS = Path("/proc/cpuinfo")
+
+
 def use_threads(count: int) -> None:
     """Set the threads of this process: the only place that does. Training is bit-reproducible for equal counts."""
     torch.set_num_threads(max(1, count))
@@ -76,8 +79,7 @@ def _host_free_bytes() -> int:
 
 
 def _cpu_multiplies_bf16() -> bool:
-    info = Path("/proc/cpuinfo")
-    if not info.is_file():
+    if not CPU_FACTS.is_file():
         return False
-    flags = next((line for line in info.read_text().splitlines() if line.startswith("flags")), "").split()
+    flags = next((line for line in CPU_FACTS.read_text().splitlines() if line.startswith("flags")), "").split()
     return "avx512_bf16" in flags or "amx_bf16" in flags

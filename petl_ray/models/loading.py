@@ -51,7 +51,7 @@ class LoadedBase:
         for name, tensor in sorted([*self.model.named_parameters(), *self.model.named_buffers()]):
             digest.update(name.encode())
             for part in _raw(tensor):
-                digest.update(part.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
+                digest.update(part.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
 

@@ -34,6 +34,7 @@ def start_run(
     *,
     pipeline: str,
     locked: Mapping[str, Any],
+    digest: str | None = None,
     plan: Mapping[str, Any] | None = None,
     placement: Placement | None = None,
     owner: str | None = None,
@@ -43,7 +44,8 @@ def start_run(
 ) -> Iterator[Run]:
     """The run of `pipeline` over the locked plan, to be used in a `with`: a resumable one is taken up, else one begins.
 
-    `locked` and `plan` are plain JSON. With `run_id` it is that run and no other: taken up if resumable, failed or
+    `locked` and `plan` are plain JSON. `digest` names the locked plan (default: the sha256 of all of it); give it where
+    parts of the lock bear no identity. A run that is taken up sees its own lock, in `run.locked`. With `run_id` it is that run and no other: taken up if resumable, failed or
     cancelled. At the end of the block the run SUCCEEDED, or FAILED if any step did; set `run.summary` (JSON) before.
     An interrupt, a busy world or a lost claim leave it resumable; RunCancelled ends it CANCELLED.
     Raises ConflictError where `run_id` is alive elsewhere, has succeeded, or belongs to another plan.
@@ -52,17 +54,18 @@ def start_run(
     place = opened(home)
     row = {
         "pipeline": pipeline,
-        "plan_digest": sha256_of({"pipeline": pipeline, "locked": locked}),
+        "plan_digest": digest or sha256_of({"pipeline": pipeline, "locked": locked}),
         "plan": dict(plan or {}),
         "locked": dict(locked),
         "placement": where.model_dump(mode="json"),
         "owner": owner or getpass.getuser(),
     }
-    chosen, claim, position, resumed = _enter(place, row, run_id, lasts_s)
+    chosen, claim, position, standing = _enter(place, row, run_id, lasts_s)
     with Pulse(place.database, chosen, on_event, beat_s=lasts_s / 5, lasts_s=lasts_s) as pulse:
         pulse.watch([claim])
         run = Run(place, chosen, claim, _executor(where), pulse, position)
-        run.report("run.resume" if resumed else "run.start", pipeline=pipeline)
+        run.locked = dict(locked if standing is None else standing)
+        run.report("run.start" if standing is None else "run.resume", pipeline=pipeline)
         try:
             yield run
         except BaseException as error:
@@ -79,8 +82,10 @@ def _executor(placement: Placement) -> Executor:
     return OnRay(placement)
 
 
-def _enter(place: Opened, row: dict[str, Any], run_id: str | None, lasts_s: float) -> tuple[str, Claim, int, bool]:
-    """Find or write the run's row and claim it in one transaction; (id, claim, next step's position, resumed)."""
+def _enter(
+    place: Opened, row: dict[str, Any], run_id: str | None, lasts_s: float
+) -> tuple[str, Claim, int, dict[str, Any] | None]:
+    """Find or write the run's row and claim it in one transaction; (id, claim, next step's position, lock it had)."""
     with place.database.begin() as conn:
         now = place.database.now(conn)
         chosen = run_id or _resumable(place, conn, row["plan_digest"])
@@ -114,7 +119,7 @@ def _enter(place: Opened, row: dict[str, Any], run_id: str | None, lasts_s: floa
             }
             conn.execute(update(runs).where(runs.c.id == chosen).values(again))
         last = conn.execute(select(func.max(steps.c.position)).where(steps.c.run_id == chosen)).scalar_one_or_none()
-        return chosen, claim, 0 if last is None else int(last) + 1, known is not None
+        return chosen, claim, 0 if last is None else int(last) + 1, None if known is None else known.locked
 
 
 def _resumable(place: Opened, conn: Connection, plan_digest: str) -> str | None:

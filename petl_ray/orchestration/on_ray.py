@@ -59,9 +59,9 @@ def ensure_ray(placement: Placement) -> None:
                 raise TemporaryError(
                     f"Ray at {placement.ray}", reason, "no cluster answers there", delay_s=2.0
                 ) from error
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         gpus = None if placement.gpus == "auto" else placement.gpus
-        ray.init(
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        _start_and_stay(
             address="local",
             num_cpus=placement.cores,
             num_gpus=gpus,
@@ -70,6 +70,26 @@ def ensure_ray(placement: Placement) -> None:
             object_store_memory=_OBJECT_STORE_BYTES,
             **quiet,
         )
+
+
+def _start_and_stay(**options: Any) -> None:
+    """`ray.init` in a thread that never ends: Linux kills what Ray starts with the *thread* that started it, and a
+    pipeline's items run in threads that come and go."""
+    failure: list[BaseException] = []
+    started = threading.Event()
+
+    def stay() -> None:
+        try:
+            ray.init(**options)
+        except BaseException as error:  # noqa: BLE001 - raised below, in the thread that called
+            failure.append(error)
+        started.set()
+        threading.Event().wait()
+
+    threading.Thread(target=stay, name="keeps-ray", daemon=True).start()
+    started.wait()
+    if failure:
+        raise failure[0]
 
 
 class OnRay:

@@ -9,7 +9,8 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
 
 from petl_ray.artifact import Artifact
 from petl_ray.errors import ClaimLost, PetlRayError, RunCancelled, TemporaryError
@@ -25,10 +26,12 @@ from petl_ray.orchestration.retry import TRIES, patiently, pause_s, wait
 from petl_ray.orchestration.why import question_of, why_miss
 from petl_ray.orchestration.work import Asked, Job, Reply, work
 from petl_ray.spec import Spec
+from petl_ray.store import fetch_files
 from petl_ray.verb import Question, Resources, Verb
 
 T = TypeVar("T")
 R = TypeVar("R")
+A = TypeVar("A", bound=Artifact)
 
 _POLL_S = 0.05
 _SLOWEST_POLL_S = 1.0
@@ -57,7 +60,8 @@ class Outcomes(Mapping[str, T], Generic[T]):
 
 
 class Run:
-    """One durable run. `id` names it; `failures` holds what failed so far, by the step's label."""
+    """One durable run. `id` names it; `failures` holds what failed so far, by the step's label; `locked` is the locked
+    plan (plain JSON) that it began with; `summary` (plain JSON) is kept in the journal when it ends."""
 
     def __init__(
         self, opened: Opened, run_id: str, claim: Claim, executor: Executor, pulse: Pulse, position: int
@@ -66,10 +70,11 @@ class Run:
         self.home = opened.home
         self.failures: dict[str, PetlRayError] = {}
         self.summary: Any = None
+        self.locked: dict[str, Any] = {}
         self._opened, self._claim, self._executor, self._pulse = opened, claim, executor, pulse
         self._positions = itertools.count(position)
 
-    def make(self, verb: Verb, spec: Spec, *inputs: Artifact, label: str | None = None) -> Artifact:
+    def make(self, verb: Verb[A], spec: Spec, *inputs: Artifact, label: str | None = None) -> A:
         """The answer of a pure verb, found if any run ever computed it, else computed, kept and found from now on.
 
         Raises the PetlRayError that its work ended in; RunCancelled and ClaimLost if this run must stop.
@@ -77,18 +82,18 @@ class Run:
         asked = self._asked(verb, Question(self._key(label), spec, inputs), label)
         return self._one(verb, asked, self._obtain(verb, [asked]))
 
-    def pack(self, verb: Verb, questions: Sequence[Question], *, label: str | None = None) -> Outcomes[Artifact]:
+    def pack(self, verb: Verb[A], questions: Sequence[Question], *, label: str | None = None) -> Outcomes[A]:
         """One outcome per question key. What is known is taken out first; the rest is answered in as few executions as
         the placement says (`packs`). A failure is its question's own.
         """
         asked = {one.key: self._asked(verb, one, f"{label or verb.name} {one.key}") for one in questions}
         replies = self._obtain(verb, list({one.entry.name: one for one in asked.values()}.values()), packed=True)
-        found: dict[str, Artifact] = {}
+        found: dict[str, A] = {}
         failures: dict[str, PetlRayError] = {}
         for key, one in asked.items():
             reply = replies[one.entry.name]
             if reply.artifact is not None:
-                found[key] = reply.artifact
+                found[key] = cast("A", reply.artifact)
             elif reply.error is not None:
                 failures[key] = self.failures[one.entry.label] = reply.error
         return Outcomes(found, failures)
@@ -125,12 +130,17 @@ class Run:
                 self.failures[key] = error
         return Outcomes({key: found[key] for key in items if key in found}, failures)
 
-    def do(self, verb: Verb, spec: Spec, *inputs: Artifact, label: str | None = None) -> Artifact:
+    def do(self, verb: Verb[A], spec: Spec, *inputs: Artifact, label: str | None = None) -> A:
         """An effect on the world, in this process: once in this run, again by the next. `verb` must be idempotent,
         since a run that dies between the effect and its record does it again when it resumes.
         """
         asked = self._asked(verb, Question(self._key(label), spec, inputs), label, kind="do")
         return self._one(verb, asked, self._obtain(verb, [asked]))
+
+    def fetch(self, artifact: Artifact) -> Path:
+        """A local read-only directory with the artifact's files, verified. Raises CorruptionError, TemporaryError."""
+        entries = (*artifact.files, *artifact.traces)
+        return patiently(lambda: fetch_files(self._opened.store, entries, self.home.cache), self.check)
 
     def check(self) -> None:
         """Raise RunCancelled if somebody asked this run to stop, ClaimLost if another driver has taken it."""
@@ -163,10 +173,10 @@ class Run:
         )
         return Asked(entry, question.key, question.spec, question.inputs)
 
-    def _one(self, verb: Verb, asked: Asked, replies: Mapping[str, Reply]) -> Artifact:
+    def _one(self, verb: Verb[A], asked: Asked, replies: Mapping[str, Reply]) -> A:
         reply = replies[asked.entry.name]
         if reply.artifact is not None:
-            return reply.artifact
+            return cast("A", reply.artifact)
         assert reply.error is not None, f"{verb.name}: neither outcome nor error"
         self.failures[asked.entry.label] = reply.error
         raise reply.error

@@ -62,6 +62,15 @@ def resume_info(home: Home, run_id: str) -> dict[str, Any]:
     }
 
 
+def succeeded_before(home: Home, plan_digest: str) -> dict[str, Any] | None:
+    """The newest run of the same locked plan that SUCCEEDED with a summary: `id` and `summary`; None if there is none."""
+    place = opened(home)
+    done = (runs.c.plan_digest == plan_digest) & (runs.c.state == "SUCCEEDED")
+    with place.database.read() as conn:
+        rows = conn.execute(select(runs.c.id, runs.c.summary).where(done).order_by(runs.c.ended_at.desc())).all()
+    return next(({"id": row.id, "summary": row.summary} for row in rows if row.summary), None)
+
+
 def cancel(home: Home, run_id: str) -> dict[str, Any]:
     """Ask a run to stop; one that nobody is driving is CANCELLED at once. ConflictError for one that has ended."""
     place = opened(home)

@@ -184,7 +184,7 @@ def _commit(place: Opened, one: Asked, claim: Claim, outcome: Artifact, pulse: P
     """Manifest, record, journal row. Safe to repeat: the attempt is the same, so its own record is found as its own."""
     name, attempt = one.entry.name, f"{claim.fence:012d}-{claim.owner.attempt}"
     record = records.write_manifest(place.store, name, one.entry.verb, outcome, attempt, seconds=round(seconds, 3))
-    with place.database.begin() as conn:
+    with place.database.read() as conn:
         claim.check(conn)
     standing = records.create(place.store, name, record)
     fault(one.entry.verb, "after-record")

@@ -4,6 +4,7 @@ In: a YAML file with `include:`, `defaults:`, `tasks:`. Out: a Plan, and by `loc
 questions. It must not know how anything is executed.
 """
 
+from petl_ray.plan.estimate import estimate
 from petl_ray.plan.lock import lock
 from petl_ray.plan.locked import CHAMPION, DEFAULT, HEAD_ONLY, TUNED, LockedPlan, LockedTask
 from petl_ray.plan.reading import read_plan
@@ -18,6 +19,7 @@ __all__ = [
     "LockedPlan",
     "LockedTask",
     "Plan",
+    "estimate",
     "lock",
     "plan_schema",
     "read_plan",

@@ -85,6 +85,10 @@ class LockedPlan(Spec):
                 found[key] = adapters[role]
         return found
 
+    def evaluation(self, key: str, rivals: Mapping[str, Adapter]) -> EvalSpec:
+        """How the task's candidate is compared with `rivals`, in their order."""
+        return self.tasks[key].evaluation.model_copy(update={"roles": tuple(rivals)})
+
     def rivals(self, key: str, candidate: Adapter, adapters: Mapping[str, Adapter]) -> dict[str, Adapter]:
         """Who the candidate is measured beside, by role; a champion that is the candidate itself is no rival."""
         task = self.tasks[key]

@@ -70,8 +70,8 @@ def _with_given(name: str, task: Any, document: Mapping[str, Any]) -> Any:
         return task
     for room, keys in GIVEN.items():
         part = task.get(room)
-        for key in keys if isinstance(part, Mapping) else ():
-            if key in part:
+        for key in keys:
+            if isinstance(part, Mapping) and key in part:
                 raise ValueError(f"tasks.{name}.{room}.{key}: belongs to {keys[key]}. Write it there")
     kind = task.get("type", "classification")
     given = dict(task)

@@ -8,14 +8,14 @@ made, nor who serves it.
 day, for a plan to lock.
 """
 
-from petl_ray.artifact import Adapter
+from petl_ray.artifact import Adapter, Release
 from petl_ray.registry.spec import GateSpec, RegistrySpec
 from petl_ray.verb import Verb
 
 __all__ = ["GateSpec", "RegistrySpec", "current", "promote", "register"]
 
-register = Verb(name="register", version=1, function="petl_ray.registry.register:register")
-promote = Verb(name="promote", version=1, function="petl_ray.registry.promote:promote")
+register: Verb[Release] = Verb(name="register", version=1, function="petl_ray.registry.register:register")
+promote: Verb[Release] = Verb(name="promote", version=1, function="petl_ray.registry.promote:promote")
 
 
 def current(task: str, database_url: str) -> Adapter | None:

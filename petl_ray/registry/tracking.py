@@ -90,8 +90,9 @@ class Tracking:
 
     def alias(self, model: str, alias: str) -> int | None:
         """The version an alias points to; None if the alias, or the model, does not exist."""
-        found = patiently(lambda: self._client.get_model_version_by_alias(model, alias), missing=None)
-        return int(found.version) if found is not None else None
+        found = patiently(lambda: self._client.get_registered_model(model), missing=None)
+        version = found.aliases.get(alias) if found is not None else None
+        return int(version) if version is not None else None
 
     def point(self, model: str, alias: str, version: int) -> None:
         """Let an alias point to a version; last writer wins. Raises ConflictError if there is no such version."""

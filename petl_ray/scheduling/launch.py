@@ -6,14 +6,14 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from petl_ray.orchestration import Home, Placement, Rehearsal, Run, rehearse, start_run
+from petl_ray.orchestration import Home, Placement, PlannedStep, Run, rehearse, start_run
 from petl_ray.plan import LockedPlan, Plan, lock
 from petl_ray.registry import current
 from petl_ray.telemetry import Sink
 from pipelines import PIPELINES
 from pipelines.summary import Summary
 
-Pipeline = Callable[[Run | Rehearsal, LockedPlan], Summary]
+Pipeline = Callable[[Run, LockedPlan], Summary]
 
 
 def pipeline(name: str) -> Pipeline:
@@ -46,7 +46,7 @@ def resume(stored: dict[str, Any], run_id: str, home: Home, placement: Placement
     return _walk(LockedPlan.model_validate(stored), home, placement, None, run_id, on_event)
 
 
-def rehearsal(plan: Plan, home: Home, placement: Placement) -> Rehearsal:
+def rehearsal(plan: Plan, home: Home, placement: Placement) -> list[PlannedStep]:
     """What a run of this plan would do, without doing any of it."""
     locked = lock_at(plan, home)
     return rehearse(home, placement, lambda run: pipeline(locked.pipeline)(run, locked))

@@ -91,22 +91,26 @@ class Scheduler:
             self._running[run_id] = _Fired(standing, claim, self._start(schedule, run_id))
             self.tell(standing)
 
-    def _start(self, schedule: Schedule, run_id: str) -> subprocess.Popen[bytes]:
+    def command(self, schedule: Schedule, run_id: str) -> list[str]:
+        """The words that start a firing's run."""
         options: dict[str, Any] = dict(schedule.options)
         command = [sys.executable, "-m", "petl_ray.cli", "run", schedule.plan_path, "--run-id", run_id]
         command += ["--home", str(self.home.path)]
         for name in ("set", "task", "cluster"):
             for value in options.get(name, []):
                 command += [f"--{name}", str(value)]
+        return command
+
+    def _start(self, schedule: Schedule, run_id: str) -> subprocess.Popen[bytes]:
         log = self.home.log_of(run_id, "driver")
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as stream:
             return subprocess.Popen(
-                command,
+                self.command(schedule, run_id),
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                cwd=options.get("directory") or Path.cwd(),
+                cwd=schedule.options.get("directory") or Path.cwd(),
                 start_new_session=True,  # a stopped scheduler does not take its runs along
             )
 

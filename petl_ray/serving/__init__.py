@@ -7,9 +7,10 @@ It must not know how an adapter was trained, why it was promoted, or which run a
 `on_ray.local_serving` brings the same up on this machine and takes it down again; `client.predict` asks a running one.
 """
 
+from petl_ray.artifact import Endpoint
 from petl_ray.serving.spec import ServeSpec
 from petl_ray.verb import Verb
 
-deploy = Verb(name="deploy", version=1, function="petl_ray.serving.on_ray:deploy", drives_ray=True)
+deploy: Verb[Endpoint] = Verb(name="deploy", version=1, function="petl_ray.serving.on_ray:deploy", drives_ray=True)
 
 __all__ = ["ServeSpec", "deploy"]

@@ -231,18 +231,19 @@ class Shelf:
         """
         async with self._room:
             while not self._free:
-                spare = [one for one in self._entries.values() if one.slot is not None and one is not entry]
-                spare = [
-                    one for one in spare if one.state is not State.LOADING and one.named.digest not in self._pinned
-                ]
+                held = [one for one in self._entries.values() if one.slot is not None and one is not entry]
+                spare = [one for one in held if one.named.digest not in self._pinned]
                 if not spare:
                     raise CapacityError(
                         entry.named.model,
-                        f"all {len(self._pinned)} slots are held by named adapters",
+                        f"all {len(held)} slots are held by named adapters",
                         "nothing that is in use gives way",
                         "Raise max_adapters in the plan's serving section and deploy again",
                     )
-                victim = min(spare, key=lambda one: (one.refs > 0, one.used))
+                victim = min(spare, key=lambda one: (one.state is State.LOADING, one.refs > 0, one.used))
+                if victim.state is State.LOADING:  # it must first be proven, or refused
+                    await victim.moved.wait()
+                    continue
                 if victim.state is State.READY:
                     victim.move(State.DRAINING)
                 await self._retire(victim)

@@ -33,6 +33,7 @@ APP = "petl-ray"
 GATEWAY = "Gateway"
 _QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 _LOOK_S = 0.2
+_OBJECT_STORE_BYTES = 128 << 20  # requests and answers travel inside the calls
 
 
 class BankReplica:
@@ -171,7 +172,14 @@ def local_serving(
     _refuse_taken_port(spec)
     own = not ray.is_initialized()
     if own:
-        ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=_OBJECT_STORE_BYTES,
+        )
     try:
         yield bring_up(spec, services, report=report or (lambda event, **facts: None))
     finally:
@@ -184,6 +192,8 @@ def stop() -> None:
     """Take the application and Serve itself down; requests in flight finish first. Nothing to do is fine."""
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     if ray.is_initialized():
+        # Ray prints that calls to the controller failed, namely those that its end cut short; people read it as an error.
+        ray._private.worker._worker_logs_enabled = False
         serve.shutdown()
 
 
@@ -282,8 +292,8 @@ def _states() -> list[dict[str, Any]]:
     try:
         found = serve.get_deployment_handle(GATEWAY, app_name=APP).broadcast("state")
         states = found.results(timeout_s=10.0, return_exceptions=True)
-    except (TimeoutError, RayServeException, DeploymentUnavailableError, RayActorError):
-        return []
+    except (TimeoutError, KeyError, RayServeException, DeploymentUnavailableError, RayActorError):
+        return []  # KeyError is Serve's word for an application that does not run
     return [state for state in states if isinstance(state, dict)]
 
 

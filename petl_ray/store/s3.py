@@ -26,6 +26,7 @@ from botocore.exceptions import (
     PartialCredentialsError,
     ResponseStreamingError,
 )
+from botocore.exceptions import ConnectionError as NoConnectionError
 
 from petl_ray.errors import CapacityError, NotFoundError, PermanentError, PetlRayError, TemporaryError
 from petl_ray.fingerprint import sha256_file
@@ -172,7 +173,7 @@ class S3Store:
             raise PermanentError(
                 f"store {self.url}", str(error), do="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
             ) from error
-        except (HTTPClientError, IncompleteReadError, ResponseStreamingError) as error:
+        except (NoConnectionError, HTTPClientError, IncompleteReadError, ResponseStreamingError) as error:
             raise TemporaryError(f"store {self.url}", str(error), "the store is away", "Check its endpoint") from error
         except BotoCoreError as error:
             raise PermanentError(f"store {self.url}", str(error)) from error

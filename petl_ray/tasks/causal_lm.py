@@ -29,7 +29,7 @@ class CausalLm:
     """Logits are [rows, length, vocabulary]; position i is asked for token i + 1."""
 
     name = "causal_lm"
-    metrics = ("loss", "perplexity", "accuracy")
+    metrics: tuple[str, ...] = ("loss", "perplexity", "accuracy")
 
     def encode(
         self, rows: Sequence[Mapping[str, Any]], tokenizer: Any, max_length: int, template: str = "{prompt}"

@@ -16,7 +16,7 @@ class Classification:
     """One label a row; logits are [rows, labels]."""
 
     name = "classification"
-    metrics = ("accuracy", "macro_f1", "matthews", "loss")
+    metrics: tuple[str, ...] = ("accuracy", "macro_f1", "matthews", "loss")
 
     def encode(
         self, rows: Sequence[Mapping[str, Any]], tokenizer: Any, max_length: int, template: str = "{prompt}"

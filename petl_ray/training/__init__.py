@@ -8,10 +8,11 @@ many over one resident base, and `on_ray.py:train` spreads one question over `re
 places the work chooses between the first and the last by the number of workers alone; the answer means the same.
 """
 
+from petl_ray.artifact import Adapter
 from petl_ray.training.spec import TrainSpec
 from petl_ray.verb import Verb
 
-train = Verb(
+train: Verb[Adapter] = Verb(
     name="train",
     version=1,
     function="petl_ray.training.train:train",

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-WINDOW_BATCHES = 32  # rows are sorted by length within this many batches: padding of a few percent, order still random
+WINDOW_BATCHES = 50  # rows are sorted by length within this many batches: padding of a few percent, order still random
 
 
 def batches_of_epoch(lengths: Sequence[int], rows: int, seed: int, epoch: int) -> list[list[int]]:

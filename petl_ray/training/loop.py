@@ -81,7 +81,7 @@ def _pass(bank: Bank, round_: Round) -> None:
     padded = [each.segment(rows) for each, rows in round_]
     logits = bank.forward([segment for segment, _ in padded])
     losses = [each.loss(mine, batch) for (each, _), mine, (_, batch) in zip(round_, logits, padded, strict=True)]
-    torch.stack(losses).sum().backward()
+    torch.autograd.backward(torch.stack(losses).sum())
 
 
 def _tokens(round_: Round) -> int:

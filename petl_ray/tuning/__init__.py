@@ -5,10 +5,11 @@ This room must not know how an adapter is trained: it drives slots of a session 
 must not see test rows: they are never shipped to a session.
 """
 
+from petl_ray.artifact import Trial
 from petl_ray.tuning.spec import Limits, SearchSpec, planned_work
 from petl_ray.verb import Verb
 
-search = Verb(
+search: Verb[Trial] = Verb(
     name="search",
     version=1,
     function="petl_ray.tuning.on_ray:search",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from petl_ray.errors import PermanentError, PetlRayError
@@ -30,10 +31,9 @@ class TrialOfTune(Protocol):
 
     trial_id: str
     status: str
+    error_file: str | None
 
     def set_config(self, config: dict[str, Any]) -> None: ...
-
-    def get_error(self) -> Any: ...
 
 
 class Controller(Protocol):
@@ -159,7 +159,8 @@ class Lanes:
     def failed(self, trial: TrialOfTune) -> None:
         """A trial's process or its pack broke; what it was training must be trained again."""
         hunt, candidate = self._errands[trial.trial_id]
-        lines = str(trial.get_error() or "").strip().splitlines()
+        log = Path(trial.error_file or "/dev/null")
+        lines = log.read_text(encoding="utf-8").strip().splitlines() if log.exists() else []
         self._failures[trial.trial_id] = lines[-1] if lines else "its process was lost"
         self._packs.lost(candidate.key)
         hunt.race.again(candidate.number)

@@ -93,7 +93,7 @@ def _cluster() -> Iterator[None]:
 def _run(hunts: list[Hunt], resources: Resources, train: Verb) -> None:
     for name, value in _TUNE.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told by the hunts
     try:
         _refuse_what_cannot_be(resources)
     except CapacityError as error:

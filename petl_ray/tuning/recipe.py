@@ -40,12 +40,15 @@ class Recipe:
     def apply(self, overrides: Overrides) -> Spec:
         """The training spec with `overrides`. Raises pydantic.ValidationError where they do not fit together."""
         plain = copy.deepcopy(self._plain)
-        for path, value in overrides.items():
+        for path in sorted(overrides, key=lambda path: path.split(".")[-1] != "kind"):
+            value = overrides[path]
             *parents, name = path.split(".")
             place = plain
             for parent in parents:
                 inner = place.get(parent)
                 place[parent] = place = inner if isinstance(inner, dict) else {}
+            if name == "kind" and place.get("kind") != value:
+                place.clear()  # another kind has other fields: it begins at its own defaults
             place[name] = value
         return type(self.default).model_validate(plain)
 

@@ -112,7 +112,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "NaN": (_tensors(lambda t: t[FIRST].fill_(float("nan"))), "NaN"),
     "infinity": (_tensors(lambda t: t[FIRST][0].fill_(float("inf"))), "infinite"),
     "a tensor missing": (_tensors(lambda t: t.pop(FIRST)), "lacks"),
-    "an embedding smuggled in": (_tensors(lambda t: t.update({EMBEDDING: torch.zeros(3, 3)})), "no tensor of that name"),
+    "an embedding smuggled in": (
+        _tensors(lambda t: t.update({EMBEDDING: torch.zeros(3, 3)})),
+        "no tensor of that name",
+    ),
     "a base weight smuggled in": (
         _tensors(lambda t: t.update({BASE_WEIGHT: torch.zeros(64, 64)})),
         "no tensor of that name",

@@ -38,7 +38,12 @@ def _skeleton(config: Any, *, causal: bool = False) -> Any:
 BERT = BertConfig(**SMALL)
 ENCODERS = {
     "bert": (BERT, 12, ["attention.output.dense", "output.dense"], ["classifier"]),
-    "roberta": (RobertaConfig(**SMALL), 12, ["attention.output.dense", "output.dense"], ["classifier.dense", "classifier.out_proj"]),
+    "roberta": (
+        RobertaConfig(**SMALL),
+        12,
+        ["attention.output.dense", "output.dense"],
+        ["classifier.dense", "classifier.out_proj"],
+    ),
     "distilbert": (
         DistilBertConfig(dim=32, n_layers=2, n_heads=4, hidden_dim=48, vocab_size=64),
         12,

@@ -139,3 +139,15 @@ climb = _verb("climb")
 greet = _verb("greet")
 crash = _verb("crash")
 chatter = _verb("chatter")
+
+
+def nest_function(spec: CountSpec, *inputs: Artifact, step: StepContext) -> Dataset:
+    """Drives other Ray work that needs every core there is."""
+    import ray
+
+    inner = ray.remote(num_cpus=2)(lambda: tally(spec, "nested"))
+    ray.get(inner.remote(), timeout=60)
+    return _answer(spec, inputs, step)
+
+
+nest = _verb("nest", drives_ray=True)

@@ -51,7 +51,7 @@ class World:
         method: str = "lora",
         spoil: Callable[[Path], None] | None = None,
     ) -> Adapter:
-        """A real adapter with random weights large enough to matter; `spoil` may change its files before they are kept."""
+        """A real adapter with random weights that matter; `spoil` may change its files before they are kept."""
         base = self.base
         directory = self.root / f"made-{next(self.clock)}"
         labels = tuple(labels) if base.task_type == "classification" else ()

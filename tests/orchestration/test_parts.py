@@ -1,0 +1,138 @@
+"""The smaller parts: placement, reasons of misses, checkpoints, retries, errors as JSON."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from petl_ray.errors import CapacityError, DataError, PermanentError, PlanError, TemporaryError
+from petl_ray.orchestration import Placement, load_placement, progress
+from petl_ray.orchestration.failures import as_ours, from_json, to_json
+from petl_ray.orchestration.placement import VerbResources, check_capacity
+from petl_ray.orchestration.retry import patiently, pause_s
+from petl_ray.orchestration.why import why_miss
+from petl_ray.store import open_store
+from petl_ray.verb import Resources
+
+CLUSTER = Path(__file__).parents[2] / "cluster"
+
+
+@pytest.mark.parametrize("name", ["local.yaml", "remote.yaml"])
+def test_the_placements_of_the_project_load(name: str) -> None:
+    placement = load_placement(CLUSTER / name)
+    assert placement.resources("search").packs >= 1
+    assert placement.resources("never heard of").cpus == 1
+
+
+def test_auto_is_filled_from_the_cores_there_are() -> None:
+    placement = Placement(verbs={"search": VerbResources(cpus=2, packs="auto"), "train": VerbResources(cpus="auto")})
+    assert placement.resources("search", cores=9).packs == 4
+    assert placement.resources("search", cores=1).packs == 1
+    assert placement.resources("train", cores=9).cpus == 9
+
+
+def test_a_wrong_placement_is_named_by_its_key(tmp_path: Path) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text("verbs:\n  train: {cpu: 2}\n")
+    with pytest.raises(PlanError, match=r"verbs\.train\.cpu"):
+        load_placement(path)
+    with pytest.raises(PlanError, match=r"odd\.yaml"):
+        load_placement(tmp_path / "other.yaml")
+
+
+def test_what_must_run_at_the_same_time_counts_together() -> None:
+    pack = Resources(cpus=1, packs=4)
+    check_capacity("train", pack, False, 2, 0)
+    with pytest.raises(CapacityError, match="asks for 4"):
+        check_capacity("search", pack, True, 2, 0)
+    with pytest.raises(CapacityError, match="gpus"):
+        check_capacity("train", Resources(gpus=1), False, 2, 0)
+
+
+def test_a_reason_names_versions_inputs_and_fields() -> None:
+    def ask(version: int, inner: int, digest: str, rate: float) -> dict[str, object]:
+        used = {"train": {"name": "train", "version": inner, "using": {}}}
+        return {
+            "verb": {"name": "search", "version": version, "using": used},
+            "spec": {"rate": rate, "base": {"digest": digest}},
+            "inputs": [{"kind": "dataset", "digest": digest}],
+        }
+
+    before = ask(1, 1, "a", 0.1)
+    assert why_miss(before, None) == "first time"
+    assert why_miss(ask(2, 1, "a", 0.1), before) == "verb search v1 -> v2"
+    assert why_miss(ask(1, 3, "a", 0.1), before) == "verb train v1 -> v3"
+    assert why_miss(ask(1, 1, "b", 0.1), before) == "dataset changed; spec.base: its content changed"
+    assert why_miss(ask(1, 1, "a", 0.2), before) == "spec.rate 0.1 -> 0.2"
+    assert why_miss(before, before) == "its outcome is gone from the store"
+
+
+def test_the_newest_checkpoint_that_verifies_wins_whoever_wrote_it(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"))
+    saved = tmp_path / "saved"
+    (saved / "deep").mkdir(parents=True)
+
+    def save(fence: int, number: int, text: str) -> None:
+        (saved / "deep" / "state.txt").write_text(text)
+        progress.save(store, "s", "verb", fence, number, saved, {"at": text})
+
+    def newest() -> str:
+        found = progress.newest(store, "s", tmp_path / "found")
+        assert found is not None
+        assert found.note == {"at": (found.directory / "deep" / "state.txt").read_text()}
+        return str(found.note["at"])
+
+    assert progress.newest(store, "s", tmp_path / "found") is None
+    save(1, 1, "one")
+    save(1, 2, "two")
+    save(2, 1, "three")
+    save(1, 3, "late, from a stale owner")
+    assert newest() == "three"
+    store.write("steps/s/progress/000000000002/000001/files/deep/state.txt", b"torn")
+    assert newest() == "late, from a stale owner"
+    store.delete("steps/s/progress/000000000001/000003/manifest.json")
+    assert newest() == "two"
+    progress.prune(store, "s", fence=1, keep=1)
+    assert newest() == "two"
+    progress.prune(store, "s", fence=2, keep=0)
+    assert progress.newest(store, "s", tmp_path / "found") is None
+
+
+def test_a_pause_grows_keeps_to_the_errors_delay_and_is_bounded() -> None:
+    error = TemporaryError("world", delay_s=2.0)
+    assert all(1.0 <= pause_s(error, 1) <= 3.0 for _ in range(50))
+    assert all(4.0 <= pause_s(error, 3) <= 12.0 for _ in range(50))
+    assert pause_s(error, 30) <= 90.0
+
+
+def test_only_what_is_temporary_is_tried_again() -> None:
+    calls: list[int] = []
+
+    def sometimes() -> str:
+        calls.append(1)
+        if len(calls) < 3:
+            raise TemporaryError("world", delay_s=0.0)
+        return "done"
+
+    def never() -> str:
+        calls.append(1)
+        raise DataError("row 1")
+
+    assert patiently(sometimes, lambda: None) == "done"
+    calls.clear()
+    with pytest.raises(DataError):
+        patiently(never, lambda: None)
+    assert len(calls) == 1
+
+
+def test_errors_of_others_become_errors_of_ours_and_survive_the_journal() -> None:
+    assert isinstance(as_ours(OSError(errno.ENOSPC, "full"), "step"), CapacityError)
+    assert isinstance(as_ours(MemoryError(), "step"), CapacityError)
+    assert isinstance(as_ours(ConnectionResetError(), "step"), TemporaryError)
+    assert type(as_ours(KeyError("x"), "step")) is PermanentError
+    error = DataError("row 17", "label: missing", "why", "Add one")
+    back = from_json(to_json(error))
+    assert (type(back), str(back)) == (DataError, str(error))
+    assert type(from_json({"kind": "SystemExit"})) is PermanentError

@@ -1,0 +1,115 @@
+"""Schedulers side by side: one tick, one firing; a dead scheduler's firing is carried on."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import insert, update
+
+from petl_ray import scheduling
+from petl_ray.orchestration.home import Home, opened
+from petl_ray.orchestration.owner import Owner
+from petl_ray.scheduling import Firing, Schedule
+from petl_ray.scheduling.scheduler import Scheduler
+from petl_ray.store.tables import claims, schedules
+
+# A stand-in for `petl-ray run` at the process boundary: it leaves a mark, waits as told, and exits as told.
+CHILD = "import sys, time, pathlib; pathlib.Path(sys.argv[1]).open('a').write('ran\\n'); time.sleep({wait}); sys.exit({code})"
+
+
+class Ready:
+    """A home with one schedule whose last minute's tick is due."""
+
+    def __init__(self, folder: Path) -> None:
+        self.home = Home.at(folder / "home")
+        self.home.path.mkdir()
+        self.database = opened(self.home).database
+        self.marks = folder / "marks"
+        plan = folder / "plan.yaml"
+        plan.write_text("version: 1")
+        scheduling.add(self.database, "often", plan, "* * * * *")
+        with self.database.begin() as conn:
+            conn.execute(update(schedules).values(created_at=time.time() - 61))
+
+    def scheduler(self, wait: float = 0, code: int = 0) -> tuple[Scheduler, list[Firing]]:
+        heard: list[Firing] = []
+        made = Scheduler(self.home, heard.append)
+        command = [sys.executable, "-c", CHILD.format(wait=wait, code=code), str(self.marks)]
+        made.command = lambda schedule, run_id: command  # type: ignore[method-assign]
+        return made, heard
+
+    @property
+    def runs(self) -> int:
+        return len(self.marks.read_text().splitlines()) if self.marks.exists() else 0
+
+
+@pytest.fixture
+def ready(tmp_path: Path) -> Ready:
+    return Ready(tmp_path)
+
+
+def until_over(scheduler: Scheduler, ready: Ready, limit_s: float = 20.0) -> list[Firing]:
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        scheduler.look()
+        told = scheduling.firings(ready.database)
+        if told and all(firing.state != "RUNNING" for firing in told):
+            return told
+        time.sleep(0.05)
+    raise AssertionError("the firing did not end")
+
+
+def test_two_schedulers_fire_a_tick_once(ready: Ready) -> None:
+    (one, _), (two, _) = ready.scheduler(), ready.scheduler()
+    one.look()
+    two.look()
+    two.look()
+    (firing,) = until_over(one, ready)
+    assert firing.state == "SUCCEEDED"
+    assert ready.runs == 1
+
+
+def test_a_failed_run_is_recorded_with_its_exit_code(ready: Ready) -> None:
+    scheduler, heard = ready.scheduler(code=3)
+    (firing,) = until_over(scheduler, ready)
+    assert firing.state == "FAILED"
+    assert "exit code 3" in str(firing.note)
+    assert [told.state for told in heard] == ["RUNNING", "FAILED"]
+
+
+def test_a_firing_left_by_a_dead_scheduler_is_carried_on(ready: Ready) -> None:
+    (schedule,) = scheduling.schedules(ready.database)
+    tick = schedule.due(schedule.created_at, time.time())
+    assert tick is not None
+    run_id = schedule.run_id(tick)
+    gone = Owner("a" * 16, "here", "elsewhere", 1, 1)
+    with ready.database.begin() as conn:
+        conn.execute(insert(scheduling_table()).values(**vars(Firing("often", tick, run_id, "RUNNING", tick))))
+        claim = {"name": f"tick:{run_id}", "owner": str(gone), "fence": 1, "expires_at": time.time() - 1, "released": 0}
+        conn.execute(insert(claims).values(**claim))
+    scheduler, _ = ready.scheduler()
+    assert until_over(scheduler, ready)[0].state == "SUCCEEDED"
+    assert ready.runs == 1
+
+
+def test_a_tick_that_comes_while_the_one_before_still_runs_is_skipped(ready: Ready) -> None:
+    scheduler, _ = ready.scheduler(wait=30)
+    scheduler.look()
+    running = scheduling.firings(ready.database)[0]
+    schedule: Schedule = scheduling.schedules(ready.database)[0]
+    scheduler._fire(opened(ready.home), schedule, running.tick + 60)
+    states: dict[float, Any] = {firing.tick: firing.state for firing in scheduling.firings(ready.database)}
+    assert states == {running.tick: "RUNNING", running.tick + 60: "SKIPPED"}
+    for fired in scheduler._running.values():
+        fired.process.kill()
+        fired.process.wait()
+
+
+def scheduling_table() -> Any:
+    from petl_ray.store.tables import firings
+
+    return firings

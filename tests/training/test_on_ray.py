@@ -1,0 +1,86 @@
+"""Training on several Ray workers: the same steps as one worker takes, the same artifact, the same ways to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from petl_ray.artifact import Adapter, Dataset
+from petl_ray.errors import CapacityError, RunCancelled
+from petl_ray.models import LockedBase
+from petl_ray.training import TrainSpec, train
+from petl_ray.verb import Resources
+from tests.plainstep import PlainStep
+from tests.training.questions import dataset, locked, recipe
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture(scope="module")
+def base(tiny_bert: Path) -> LockedBase:
+    return locked(tiny_bert)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("steps")
+
+
+@pytest.fixture(scope="module")
+def moods(root: Path) -> Dataset:
+    return dataset(PlainStep(root), rows=60)
+
+
+class Stopping(PlainStep):
+    """A step that is cancelled once its first checkpoint is durable."""
+
+    def save_progress(self, directory: Path, note: Any) -> None:
+        super().save_progress(directory, note)
+        self.cancelled = True
+
+
+def _step(root: Path, name: str, workers: int, kind: type[PlainStep] = PlainStep) -> PlainStep:
+    return kind(root, name=name, resources=Resources(cpus=1, workers=workers))
+
+
+def _spec(base: LockedBase, **changes: Any) -> TrainSpec:
+    # 60 rows in batches of 7 leave 4 for the last one: shares of unequal size, and micro-batches inside them.
+    return recipe(base, batch_size=7, tokens_per_step=64, weight_decay=0.01, **changes)
+
+
+def test_two_workers_take_the_steps_of_one(base: LockedBase, root: Path, moods: Dataset) -> None:
+    one, two = _step(root, "1" * 64, 1), _step(root, "2" * 64, 2)
+    alone, spread = train(_spec(base), moods, step=one), train(_spec(base), moods, step=two)
+    assert isinstance(spread, Adapter)
+    assert spread.about["steps"] == alone.about["steps"]
+    a = load_file(one.fetch(alone) / "adapter_model.safetensors")
+    b = load_file(two.fetch(spread) / "adapter_model.safetensors")
+    assert set(a) == set(b)
+    assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-4
+    card = json.loads((two.fetch(spread) / "card.json").read_text())
+    assert card == json.loads((one.fetch(alone) / "card.json").read_text())
+    assert "train.validated" in [event for event, _ in two.events]
+
+
+def test_a_cancelled_training_stops_its_workers_and_continues_later(
+    base: LockedBase, root: Path, moods: Dataset
+) -> None:
+    spec = _spec(base, checkpoint_every_s=1e-6, epochs=40)
+    with pytest.raises(RunCancelled):
+        train(spec, moods, step=_step(root, "3" * 64, 2, Stopping))
+    again = _step(root, "3" * 64, 1)
+    progress = again.load_progress()
+    assert progress is not None and 0 < progress.note["step"] < progress.note["steps"]
+    adapter = train(spec, moods, step=again)
+    assert isinstance(adapter, Adapter) and adapter.about["steps"] == progress.note["steps"]
+
+
+def test_more_workers_than_the_cluster_holds_are_refused_before_anything_starts(
+    base: LockedBase, root: Path, moods: Dataset
+) -> None:
+    with pytest.raises(CapacityError, match="64 workers: they need 64 CPU"):
+        train(_spec(base), moods, step=_step(root, "4" * 64, 64))
