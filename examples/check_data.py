@@ -78,9 +78,11 @@ def check_completion(name: str, rows: Sequence[dict[str, str]]) -> Findings:
     _sizes(found, name, rows, prompts)
     odd = [row["completion"] for row in rows if not _is_answer(row["completion"])]
     found.say(f"completions that are no date and amount: {len(odd)}{f', such as {odd[0]!r}' if odd else ''}", bool(odd))
-    parts = [row["completion"].split(" | ") for row in rows]
-    copied = [np.mean([part[at] in row["prompt"] for part, row in zip(parts, rows, strict=True)]) for at in (0, 1)]
-    found.say(f"answers that can be copied from the line: date {copied[0]:.0%}, amount {copied[1]:.0%}")
+    parts = [
+        (row["prompt"], *re.split(r"[| ]+", row["completion"])[:2]) for row in rows if _is_answer(row["completion"])
+    ]
+    dates, amounts = (sum(part[at] in part[0] for part in parts) / max(len(parts), 1) for at in (1, 2))
+    found.say(f"answers that stand in the line as they are: date {dates:.0%}, amount {amounts:.0%}")
     _nearness(found, prompts)
     return found
 

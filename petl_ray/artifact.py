@@ -180,9 +180,7 @@ class Endpoint(Artifact):
     adapters: dict[str, str]
 
 
-AnyArtifact = Annotated[
-    Dataset | Trial | Adapter | Report | Release | Endpoint, Field(discriminator="kind")
-]
+AnyArtifact = Annotated[Dataset | Trial | Adapter | Report | Release | Endpoint, Field(discriminator="kind")]
 _ANY: TypeAdapter[Artifact] = TypeAdapter(AnyArtifact)
 
 

@@ -45,9 +45,7 @@ class PetlRayError(Exception):
         return _rebuild, (type(self), self.what, self.found, self.why, self.do, self.extra)
 
 
-def _rebuild(
-    kind: type[PetlRayError], what: str, found: str, why: str, do: str, extra: dict[str, Any]
-) -> PetlRayError:
+def _rebuild(kind: type[PetlRayError], what: str, found: str, why: str, do: str, extra: dict[str, Any]) -> PetlRayError:
     return kind(what, found, why, do, **extra)
 
 

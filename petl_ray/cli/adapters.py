@@ -95,7 +95,9 @@ def promote(
 def rollback(
     task: Task,
     reason: Reason,
-    to: Annotated[int | None, typer.Option("--to", help="A version that was champion (default: the one before).")] = None,
+    to: Annotated[
+        int | None, typer.Option("--to", help="A version that was champion (default: the one before).")
+    ] = None,
     actor: Actor = getpass.getuser(),
     home: HomePath = None,
     as_json: AsJson = False,

@@ -1,11 +1,14 @@
-"""What a command started on this machine ends with it: a local Ray, and the servers on it."""
+"""How a command ends: what it started on this machine (a local Ray, servers on it) stays until Ctrl-C or goes with it."""
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from petl_ray.cli.screen import remark
 from petl_ray.orchestration import Placement
 
 
@@ -22,3 +25,14 @@ def farewell(placement: Placement) -> Iterator[None]:
 
                 stop()
             ray.shutdown()
+
+
+def stay(url: str) -> None:
+    """Say where it answers and wait for Ctrl-C or a termination signal."""
+    stop = threading.Event()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda *_: stop.set())
+    remark(f"Serving at {url}; Ctrl-C stops it.")
+    while not stop.wait(0.5):
+        pass
+    remark("Stopping.")

@@ -9,7 +9,8 @@ import typer
 
 PlanPath = Annotated[Path, typer.Argument(help="A plan: one YAML file.", show_default=False)]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B.C=VALUE", help="Change one value of the plan; may be repeated.")
+    list[str] | None,
+    typer.Option("--set", metavar="A.B.C=VALUE", help="Change one value of the plan; may be repeated."),
 ]
 Tasks = Annotated[list[str] | None, typer.Option("--task", help="Only this task of the plan; may be repeated.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

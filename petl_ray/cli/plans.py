@@ -27,7 +27,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """What a run would do: every step, found or to be computed and why, and what it would cost. Executes nothing."""
-    from petl_ray.cli.running import placement
+    from petl_ray.cli.where import placement
     from petl_ray.orchestration import Home
     from petl_ray.plan import estimate, read_plan
     from petl_ray.scheduling.launch import rehearsal
@@ -72,5 +72,3 @@ def schema() -> None:
     from petl_ray.plan import plan_schema
 
     print_json(plan_schema())
-
-

@@ -16,7 +16,15 @@ def print_results(summary: Summary) -> None:
     """Print the table of a summary to stdout, and why each candidate was promoted or refused."""
     roles = [role for role in _ROLES if any(role in task.scores for task in summary.tasks)]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for head in ("task", "put forward", *(_TITLES.get(role, role) for role in roles), "trained", "bytes", "version", "s"):
+    for head in (
+        "task",
+        "put forward",
+        *(_TITLES.get(role, role) for role in roles),
+        "trained",
+        "bytes",
+        "version",
+        "s",
+    ):
         table.add_column(head)
     for task in summary.tasks:
         table.add_row(

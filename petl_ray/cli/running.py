@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from petl_ray.cli.options import AsJson, ClusterPath, HomePath, PlanPath, Settings, Tasks
 from petl_ray.cli.screen import out, print_json, remark
-from petl_ray.orchestration import Home, Placement, load_placement
-from petl_ray.orchestration.placement import usable_cpus
-from petl_ray.plan import Plan, read_plan
+from petl_ray.cli.where import placement
+from petl_ray.orchestration import Home
+from petl_ray.plan import read_plan
 from pipelines.summary import Summary
-
-SHORT_NAMES = ("local", "auto", "none")
 
 
 def run(
@@ -23,13 +19,15 @@ def run(
     tasks: Tasks = None,
     settings: Settings = None,
     cluster: ClusterPath = "local",
-    run_id: Annotated[str | None, typer.Option("--run-id", help="Name the run, or take up the one of that name.")] = None,
+    run_id: Annotated[
+        str | None, typer.Option("--run-id", help="Name the run, or take up the one of that name.")
+    ] = None,
     keep_serving: Annotated[bool, typer.Option("--keep-serving", help="Stay up until Ctrl-C after the run.")] = False,
     home: HomePath = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a plan. What any run ever computed is found, not computed again; a run that was left behind is resumed."""
-    from petl_ray.cli.ending import farewell
+    from petl_ray.cli.ending import farewell, stay
     from petl_ray.cli.results import print_results
     from petl_ray.cli.watching import Watch
     from petl_ray.scheduling.launch import launch
@@ -45,18 +43,13 @@ def run(
         else:
             print_results(summary)
             _print_samples(summary, samples)
-            remark(f"{watch.counts['done']} steps computed, {watch.counts['hit']} found, {watch.counts['failed']} failed.")
+            remark(
+                f"{watch.counts['done']} steps computed, {watch.counts['hit']} found, {watch.counts['failed']} failed."
+            )
         if keep_serving and summary.endpoint:
-            from petl_ray.cli.serving import stay
-
             stay(summary.endpoint)
     if not summary.succeeded:
         raise typer.Exit(1)
-
-
-def placement(name: str) -> Placement:
-    """The placement that `--cluster` names: a short name, or a YAML file."""
-    return Placement(name=name, ray=name) if name in SHORT_NAMES else load_placement(Path(name))
 
 
 def _samples(summary: Summary) -> dict[str, object]:

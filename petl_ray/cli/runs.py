@@ -24,10 +24,20 @@ def ls(
     rows = runs.ls(Home.at(home), limit)
     if not as_json:
         rows = [
-            {**row, "started": moment(row["started_at"]), "ended": moment(row["ended_at"]), "steps": _counted(row["steps"])}
+            {
+                **row,
+                "started": moment(row["started_at"]),
+                "ended": moment(row["ended_at"]),
+                "steps": _counted(row["steps"]),
+            }
             for row in rows
         ]
-    show(rows, ["id", "pipeline", "state", "owner", "started", "ended", "steps"], as_json, "No run yet: petl-ray run PLAN.")
+    show(
+        rows,
+        ["id", "pipeline", "state", "owner", "started", "ended", "steps"],
+        as_json,
+        "No run yet: petl-ray run PLAN.",
+    )
 
 
 @app.command("show")
@@ -61,8 +71,8 @@ def resume(
     """Take up a run from its stored lock; what was recorded is not done again."""
     from petl_ray.cli.ending import farewell
     from petl_ray.cli.results import print_results
-    from petl_ray.cli.running import placement
     from petl_ray.cli.watching import Watch
+    from petl_ray.cli.where import placement
     from petl_ray.orchestration import Home, Placement, runs
     from petl_ray.scheduling.launch import resume as take_up
 
@@ -94,7 +104,9 @@ def cancel(run_id: RunId, home: HomePath = None, as_json: AsJson = False) -> Non
 @app.command("logs")
 def logs(
     run_id: RunId,
-    step: Annotated[str | None, typer.Option("--step", help="Only this step: its label, or the beginning of its name.")] = None,
+    step: Annotated[
+        str | None, typer.Option("--step", help="Only this step: its label, or the beginning of its name.")
+    ] = None,
     home: HomePath = None,
     as_json: AsJson = False,
 ) -> None:

@@ -71,7 +71,9 @@ def rm(name: Name, home: HomePath = None) -> None:
 
 @app.command("next")
 def upcoming(
-    count: Annotated[int, typer.Option(help="So many ticks of each.")] = 3, home: HomePath = None, as_json: AsJson = False
+    count: Annotated[int, typer.Option(help="So many ticks of each.")] = 3,
+    home: HomePath = None,
+    as_json: AsJson = False,
 ) -> None:
     """The next ticks of every schedule."""
     from petl_ray import scheduling
@@ -87,15 +89,17 @@ def upcoming(
 def scheduler(home: HomePath = None) -> None:
     """Fire schedules until interrupted; several may run side by side, each tick is fired once."""
     from petl_ray.orchestration.home import Home
-    from petl_ray.scheduling.schedules import Firing
     from petl_ray.scheduling.scheduler import Scheduler
+    from petl_ray.scheduling.schedules import Firing
 
     stop = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: stop.set())
 
     def tell(firing: Firing) -> None:
-        remark(f"{moment(firing.ended_at or firing.fired_at)}  {firing.run_id}  {firing.state}  {firing.note or ''}".rstrip())
+        remark(
+            f"{moment(firing.ended_at or firing.fired_at)}  {firing.run_id}  {firing.state}  {firing.note or ''}".rstrip()
+        )
 
     remark("Scheduler is up; Ctrl-C stops it, runs that are under way go on.")
     Scheduler(Home.at(home), tell).run(stop)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -17,13 +15,16 @@ URL = "http://127.0.0.1:8000"
 
 
 def serve(
-    plan: Annotated[Path | None, typer.Argument(help="Take the serving part of this plan (default: the defaults).")] = None,
+    plan: Annotated[
+        Path | None, typer.Argument(help="Take the serving part of this plan (default: the defaults).")
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Where to listen.")] = None,
     port: Annotated[int | None, typer.Option(help="The port.")] = None,
     home: HomePath = None,
 ) -> None:
     """Serve every task's champion on one shared base until Ctrl-C. Promotions and rollbacks are followed in seconds."""
-    from petl_ray.cli.running import placement
+    from petl_ray.cli.ending import stay
+    from petl_ray.cli.where import placement
     from petl_ray.orchestration import Home
     from petl_ray.plan import read_plan
     from petl_ray.serving import ServeSpec
@@ -37,17 +38,6 @@ def serve(
         for task, digest in endpoint.adapters.items():
             remark(f"  {task}  {digest[:12]}")
         stay(endpoint.url)
-
-
-def stay(url: str) -> None:
-    """Say where it answers and wait for Ctrl-C or a termination signal."""
-    stop = threading.Event()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda *_: stop.set())
-    remark(f"Serving at {url}; Ctrl-C stops it.")
-    while not stop.wait(0.5):
-        pass
-    remark("Stopping.")
 
 
 def predict(

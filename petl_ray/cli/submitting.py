@@ -13,7 +13,9 @@ from petl_ray.cli.screen import out, remark
 
 def submit(
     plan: PlanPath,
-    address: Annotated[str, typer.Option("--address", help="The cluster's dashboard: http://host:8265.", show_default=False)],
+    address: Annotated[
+        str, typer.Option("--address", help="The cluster's dashboard: http://host:8265.", show_default=False)
+    ],
     token_file: Annotated[Path | None, typer.Option("--token-file", help="A file holding the cluster's token.")] = None,
     cluster: Annotated[Path | None, typer.Option("--cluster", help="A placement YAML that travels along.")] = None,
     remote_home: Annotated[str | None, typer.Option("--remote-home", help="PETL_RAY_HOME there.")] = None,

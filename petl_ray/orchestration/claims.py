@@ -34,7 +34,7 @@ class Claim:
     lost: threading.Event = field(default_factory=threading.Event)
 
     def check(self, conn: Connection) -> None:
-        """Make sure that the claim is still ours, and stays so for the rest of a write transaction; raises ClaimLost."""
+        """Make sure that the claim is still ours, for the rest of a write transaction too; raises ClaimLost."""
         row = conn.execute(
             select(claims.c.fence, claims.c.owner).where(claims.c.name == self.name).with_for_update()
         ).one_or_none()

@@ -45,9 +45,10 @@ def start_run(
     """The run of `pipeline` over the locked plan, to be used in a `with`: a resumable one is taken up, else one begins.
 
     `locked` and `plan` are plain JSON. `digest` names the locked plan (default: the sha256 of all of it); give it where
-    parts of the lock bear no identity. A run that is taken up sees its own lock, in `run.locked`. With `run_id` it is that run and no other: taken up if resumable, failed or
-    cancelled. At the end of the block the run SUCCEEDED, or FAILED if any step did; set `run.summary` (JSON) before.
-    An interrupt, a busy world or a lost claim leave it resumable; RunCancelled ends it CANCELLED.
+    parts of the lock bear no identity. A run that is taken up sees its own lock, in `run.locked`. With `run_id` it is
+    that run and no other: taken up if it is resumable, failed or cancelled. At the end of the block the run SUCCEEDED,
+    or FAILED if any step did; set `run.summary` (JSON) before. An interrupt, a busy world or a lost claim leave it
+    resumable; RunCancelled ends it CANCELLED.
     Raises ConflictError where `run_id` is alive elsewhere, has succeeded, or belongs to another plan.
     """
     where = placement or Placement()

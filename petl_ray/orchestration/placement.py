@@ -44,7 +44,9 @@ class Placement(Spec):
     cpus: int | Auto = "auto"
     gpus: float | Auto = "auto"
     default: VerbResources = VerbResources()
-    verbs: dict[str, VerbResources] = Field(default_factory=dict)
+    verbs: dict[str, VerbResources] = Field(
+        default_factory=lambda: {name: VerbResources(packs="auto", slots=8) for name in ("search", "train")}
+    )
 
     def resources(self, verb: str, cores: int | None = None) -> Resources:
         """What `verb` is given where there are `cores` cores (default: what the placement or this machine has)."""

@@ -63,7 +63,7 @@ def resume_info(home: Home, run_id: str) -> dict[str, Any]:
 
 
 def succeeded_before(home: Home, plan_digest: str) -> dict[str, Any] | None:
-    """The newest run of the same locked plan that SUCCEEDED with a summary: `id` and `summary`; None if there is none."""
+    """The newest run of the same locked plan that SUCCEEDED with a summary: `id` and `summary`; None without one."""
     place = opened(home)
     done = (runs.c.plan_digest == plan_digest) & (runs.c.state == "SUCCEEDED")
     with place.database.read() as conn:

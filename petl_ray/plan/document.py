@@ -36,7 +36,9 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*(?:[eE][-+]?[0-9]+)|[0-9][0-9_]*\.[0-9_]*|\.[0-9]+(?:[eE][-+]?[0-9]+)?)$"),
+    re.compile(
+        r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*(?:[eE][-+]?[0-9]+)|[0-9][0-9_]*\.[0-9_]*|\.[0-9]+(?:[eE][-+]?[0-9]+)?)$"
+    ),
     list("-+0123456789."),
 )
 
@@ -44,7 +46,7 @@ _Loader.add_implicit_resolver(
 def parse_yaml(text: str, where: str) -> Any:
     """Plain values from YAML text; PlanError with line and column where it is malformed."""
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{where} line {mark.line + 1}, column {mark.column + 1}" if mark else where
@@ -112,7 +114,9 @@ def spread_defaults(document: dict[str, Any]) -> dict[str, Any]:
     if isinstance(defaults, Mapping) and isinstance(tasks, Mapping):
         document["tasks"] = {name: merge(defaults, task or {}) for name, task in tasks.items()}
     elif defaults and not isinstance(defaults, Mapping):
-        raise PlanError("defaults", f"got {type(defaults).__name__}", "defaults are laid below each task", "Give a mapping")
+        raise PlanError(
+            "defaults", f"got {type(defaults).__name__}", "defaults are laid below each task", "Give a mapping"
+        )
     return document
 
 

@@ -80,15 +80,24 @@ def _without_tags(location: Sequence[int | str], document: Any) -> list[int | st
     keys: list[int | str] = []
     here = document
     for index, part in enumerate(location):
-        last = index == len(location) - 1
-        if isinstance(here, Mapping) and part in here:
-            here = here[part]
-        elif isinstance(here, Sequence) and not isinstance(here, str) and isinstance(part, int) and part < len(here):
-            here = here[part]
-        elif not (last and isinstance(here, Mapping)):
+        inner = _inside(here, part)
+        if inner is not _ABSENT:
+            here = inner
+        elif not (index == len(location) - 1 and isinstance(here, Mapping)):
             continue
         keys.append(part)
     return keys
+
+
+_ABSENT = object()
+
+
+def _inside(here: Any, part: int | str) -> Any:
+    if isinstance(here, Mapping):
+        return here.get(part, _ABSENT)
+    if isinstance(here, list | tuple) and isinstance(part, int) and part < len(here):
+        return here[part]
+    return _ABSENT
 
 
 def _fields_at(model: Any, location: Sequence[int | str]) -> set[str]:
@@ -98,7 +107,7 @@ def _fields_at(model: Any, location: Sequence[int | str]) -> set[str]:
         following: list[Any] = []
         for one in models:
             if not (isinstance(one, type) and issubclass(one, BaseModel)):
-                following += [argument for argument in get_args(one)[-1:]]  # dict[str, X], tuple[X, ...]
+                following += list(get_args(one)[-1:])  # dict[str, X], tuple[X, ...]
             elif (field := _field(one, str(part))) is not None:
                 following.append(field)
             else:

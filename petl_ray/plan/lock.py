@@ -7,9 +7,9 @@ from collections.abc import Callable
 from petl_ray import data
 from petl_ray.artifact import Adapter
 from petl_ray.models import resolve
+from petl_ray.models.spec import LockedBase
 from petl_ray.plan.locked import LockedPlan, LockedTask
 from petl_ray.plan.spec import Plan, TaskPlan
-from petl_ray.models.spec import LockedBase
 
 
 def lock(plan: Plan, champion: Callable[[str], Adapter | None] = lambda task: None) -> LockedPlan:

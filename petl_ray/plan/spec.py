@@ -26,7 +26,7 @@ UNLOCKED = {"pinned": {"uri": "unlocked", "digest": "0" * 64}, "precision": "fp3
 # Keys of the rooms' Specs that a plan fills in itself: key -> where the user writes it instead.
 GIVEN = {
     "data": {"task": "the task's own key", "task_type": "tasks.NAME.type"},
-    "training": {"base": "base, at the top of the plan"},
+    "training": {"base": "base, at the top of the plan", "task_type": "tasks.NAME.type"},
     "search": {"recipe": "tasks.NAME.training", "recipe_spec": "tasks.NAME.training"},
     "evaluation": {"roles": "tasks.NAME.yardsticks"},
 }
@@ -82,7 +82,8 @@ def _with_given(name: str, task: Any, document: Mapping[str, Any]) -> Any:
         metric = {"metric": "loss"} if kind == "causal_lm" else {}
         base = document.get("base")
         quantization = base.get("quantization", "none") if isinstance(base, Mapping) else "none"
-        given["training"] = {**metric, **training, "base": {**UNLOCKED, "quantization": quantization}}
+        base_unlocked = {**UNLOCKED, "quantization": quantization}
+        given["training"] = {**metric, **training, "task_type": kind, "base": base_unlocked}
     if isinstance(search := task.get("search"), Mapping):
         space = search.get("space")
         if isinstance(space, Mapping):  # null takes an inherited path out of the space

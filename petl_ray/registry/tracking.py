@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from petl_ray.errors import CapacityError, ConflictError, TemporaryError
+from petl_ray.registry.opening import opening_alone
 
 ADAPTER_TAG = "petl_ray.adapter"
 MANIFEST_TAG = "petl_ray.manifest"
@@ -62,7 +63,9 @@ class Tracking:
         _quieten()
         from mlflow import MlflowClient
 
-        self._client = patiently(lambda: MlflowClient(tracking_uri=uri, registry_uri=uri))
+        with opening_alone(uri):
+            self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            patiently(lambda: self._client.search_registered_models(max_results=1))
 
     def find(self, model: str, adapter_digest: str) -> ModelVersion | None:
         """The version that holds this adapter: the lowest, if two were created at once; None if there is none."""

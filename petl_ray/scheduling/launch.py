@@ -41,7 +41,9 @@ def launch(
     return _walk(locked, home, placement, plan.model_dump(mode="json", exclude_none=True), run_id, on_event)
 
 
-def resume(stored: dict[str, Any], run_id: str, home: Home, placement: Placement, on_event: Sink | None = None) -> Summary:
+def resume(
+    stored: dict[str, Any], run_id: str, home: Home, placement: Placement, on_event: Sink | None = None
+) -> Summary:
     """Take up the run `run_id` from its stored lock, whatever has become of the plan's file."""
     return _walk(LockedPlan.model_validate(stored), home, placement, None, run_id, on_event)
 

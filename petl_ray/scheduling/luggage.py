@@ -15,7 +15,9 @@ from petl_ray.plan.document import plan_files
 from petl_ray.plan.reading import read_plan
 
 
-def travelling(plan_path: Path, root: Path, settings: Iterable[str], tasks: Iterable[str], cluster: Path | None) -> list[Path]:
+def travelling(
+    plan_path: Path, root: Path, settings: Iterable[str], tasks: Iterable[str], cluster: Path | None
+) -> list[Path]:
     """The local files that `petl-ray run` will open, as paths below `root`; PlanError for one that lies elsewhere."""
     plan = read_plan(plan_path, settings, tasks)
     wanted = [*plan_files(plan_path), *([cluster] if cluster else [])]
@@ -29,7 +31,9 @@ def travelling(plan_path: Path, root: Path, settings: Iterable[str], tasks: Iter
     for path in wanted:
         whole = path.absolute()
         if not whole.is_relative_to(root):
-            raise PlanError(str(path), f"lies outside {root}", "only files below the working directory can travel", "Copy it")
+            raise PlanError(
+                str(path), f"lies outside {root}", "only files below the working directory can travel", "Copy it"
+            )
         if not whole.is_file():
             raise PlanError(str(path), "no such file", do="Check the path in the plan")
         found.append(whole.relative_to(root))

@@ -52,7 +52,9 @@ class Scheduler:
         for run_id, fired in list(self._running.items()):
             if (code := fired.process.poll()) is not None:
                 del self._running[run_id]
-                with suppress(ClaimLost):  # this scheduler slept for too long: whoever took the firing over notes its end
+                with suppress(
+                    ClaimLost
+                ):  # this scheduler slept for too long: whoever took the firing over notes its end
                     self._ended(world, fired, code)
         for schedule in schedules(world.database):
             for tick in self._wanted(world, schedule):

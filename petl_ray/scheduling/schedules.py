@@ -66,7 +66,12 @@ class Firing:
 
 
 def add(
-    database: Database, name: str, plan_path: Path, cron: str, timezone: str = "UTC", options: Mapping[str, Any] | None = None
+    database: Database,
+    name: str,
+    plan_path: Path,
+    cron: str,
+    timezone: str = "UTC",
+    options: Mapping[str, Any] | None = None,
 ) -> Schedule:
     """Remember a schedule. Raises PlanError for a bad name, cron line, time zone or path, ConflictError if it exists."""
     if not _NAME.match(name):
@@ -74,7 +79,9 @@ def add(
     try:
         ZoneInfo(timezone)
     except (ZoneInfoNotFoundError, ValueError):
-        raise PlanError("--timezone", f"got {timezone!r}", "no such time zone", "Use a name like Europe/Berlin") from None
+        raise PlanError(
+            "--timezone", f"got {timezone!r}", "no such time zone", "Use a name like Europe/Berlin"
+        ) from None
     try:
         CronSim(cron, datetime.now(UTC))
     except CronSimError as error:

@@ -1,14 +1,14 @@
-"""Serving on Ray Serve: one gateway deployment in front, one replica deployment for each base, and the verb `deploy`.
+"""Serving on Ray Serve: an application for the gateways, one application for each base, and the verb `deploy`.
 
 Replicas and gateways follow the names in the journal database by themselves, so a promotion needs no deployment; a new
-base, other limits or other sizes do. The application is replaced only when one of these changed.
+base, other limits or other sizes do. Only the applications that differ are replaced: a base that comes or goes leaves
+the replicas of the others running.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,73 +21,37 @@ from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.schema import LoggingConfig
 
 from petl_ray.artifact import Endpoint, Release
-from petl_ray.errors import AdapterError, CapacityError, ConflictError, NotFoundError, PetlRayError, TemporaryError
+from petl_ray.errors import AdapterError, CapacityError, ConflictError, NotFoundError, TemporaryError
 from petl_ray.fingerprint import sha256_of
+from petl_ray.serving.address import authority, refuse_taken_port
 from petl_ray.serving.api import build_app
 from petl_ray.serving.gateway import Gateway
+from petl_ray.serving.hosted import BankReplica
 from petl_ray.serving.names import Catalogue, Group, Named
 from petl_ray.serving.spec import ServeSpec
 from petl_ray.verb import StepContext
 
-APP = "petl-ray"
-GATEWAY = "Gateway"
+GATEWAYS, GATEWAY = "petl-ray", "Gateway"  # application and deployment
+BASES, REPLICA = "petl-ray-base-", "BankReplica"  # application, followed by the group's key, and deployment
 _QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 _LOOK_S = 0.2
+_PATIENCE_S = 10.0  # for the answers of all replicas to one question
 _OBJECT_STORE_BYTES = 128 << 20  # requests and answers travel inside the calls
 
-
-class BankReplica:
-    """A Serve replica around `petl_ray.serving.replica.Replica`; its base is loaded while it is made."""
-
-    async def __init__(  # type: ignore[misc]  # Serve awaits it, on the loop that will answer
-        self, group: dict[str, Any], spec: dict[str, Any], services: dict[str, str]
-    ) -> None:
-        import os
-
-        os.environ["HF_HUB_OFFLINE"] = "1"  # a server fetches nothing by itself
-        from petl_ray.serving.replica import Replica
-
-        self._replica: Replica | None = None
-        self._trouble: str | None = None
-        parsed = Group.model_validate(group)
-        try:
-            self._replica = await Replica.start(parsed, ServeSpec.model_validate(spec), services)
-        except TemporaryError:
-            raise  # Serve tries again
-        except PetlRayError as error:
-            self._trouble = str(error)  # trying again is in vain: say so to whoever asks, and leave other bases alone
-
-    async def answer(
-        self, model: str, texts: Sequence[str], pairs: Sequence[str | None], max_tokens: int | None
-    ) -> dict[str, Any]:
-        """See `Replica.answer`."""
-        if self._replica is None:
-            from petl_ray.serving.refusals import refusal
-
-            return refusal(AdapterError(model, "its base cannot be served", self._trouble or ""))
-        return await self._replica.answer(model, texts, pairs, max_tokens)
-
-    async def report(self, wanted: Sequence[str]) -> dict[str, Any]:
-        """See `Replica.report`; `trouble` says why the base cannot be served."""
-        if self._replica is None:
-            return {"shelf": {}, "trouble": self._trouble}
-        return await self._replica.report(wanted)
-
-    async def __del__(self) -> None:
-        if getattr(self, "_replica", None) is not None:
-            await self._replica.close()  # type: ignore[union-attr]
+# What a call meets when nobody is there; KeyError is Serve's word for an application that does not run.
+_GONE = (KeyError, TimeoutError, RayServeException, DeploymentUnavailableError, RayActorError)
 
 
 class HandleBackend:
-    """The replicas of each group behind Serve's handles; a request that lost its replica is asked once more."""
+    """The replicas of each group behind Serve's handles; a request that lost its replica is asked again."""
 
-    def __init__(self, handles: Mapping[str, Any]) -> None:
-        self._handles = dict(handles)
+    def __init__(self, groups: Sequence[str]) -> None:
+        self._groups = frozenset(groups)
 
     @property
     def groups(self) -> frozenset[str]:
         """See `Backend.groups`."""
-        return frozenset(self._handles)
+        return self._groups
 
     async def ask(
         self, group: str, model: str, texts: Sequence[str], pairs: Sequence[str | None], max_tokens: int | None
@@ -95,17 +59,17 @@ class HandleBackend:
         """See `Backend.ask`. Answers have no effect on the world, so asking again is harmless."""
         for _ in range(3):
             try:
-                return dict(await self._handles[group].answer.remote(model, texts, pairs, max_tokens))
-            except (RayActorError, DeploymentUnavailableError):
+                return dict(await _base_handle(group).answer.remote(model, texts, pairs, max_tokens))
+            except _GONE:
                 await asyncio.sleep(_LOOK_S)
         raise TemporaryError("replica", "lost while it answered", "Serve is replacing it", "Send it again", delay_s=3.0)
 
     async def survey(self, group: str, wanted: Sequence[str]) -> list[dict[str, Any]]:
         """See `Backend.survey`."""
         try:
-            found = self._handles[group].broadcast("report", list(wanted))
-            reports = await found.results_async(timeout_s=10.0, return_exceptions=True)
-        except (TimeoutError, RayServeException, DeploymentUnavailableError):
+            found = _base_handle(group).broadcast("report", list(wanted))
+            reports = await found.results_async(timeout_s=_PATIENCE_S, return_exceptions=True)
+        except _GONE:
             return []
         return [report for report in reports if isinstance(report, dict)]
 
@@ -114,9 +78,9 @@ class HandleBackend:
 class ServeGateway:
     """A Serve replica around `petl_ray.serving.gateway.Gateway` and its FastAPI application."""
 
-    def __init__(self, spec: dict[str, Any], database: str, layout: str, handles: dict[str, Any]) -> None:
+    def __init__(self, spec: dict[str, Any], database: str, groups: Sequence[str], layout: str) -> None:
         self._layout = layout
-        self._gateway = Gateway(ServeSpec.model_validate(spec), Catalogue(database), HandleBackend(handles))
+        self._gateway = Gateway(ServeSpec.model_validate(spec), Catalogue(database), HandleBackend(groups))
         self._following = asyncio.get_running_loop().create_task(self._gateway.follow())
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -156,12 +120,12 @@ def bring_up(
     groups = {named.group.key: named.group for named in names.values()}
     _check_room(spec, names, groups)
     _start_serve(spec)
-    layout = sha256_of({"spec": spec.model_dump(mode="json"), "groups": sorted(groups), "services": dict(services)})
-    if not all(state["layout"] == layout for state in _states() or [{"layout": ""}]):
-        report("serve.start", bases=len(groups), replicas=spec.replicas, gateways=spec.gateways)
-        _run(spec, services, groups, layout)
+    layout = _replace_what_differs(spec, services, groups, report)
     adapters = _wait(spec, services["database"], layout, groups, tasks, report, check)
-    return Endpoint(url=f"http://{_authority(spec)}", adapters=adapters, about={"layout": layout})
+    for name in serve.status().applications:
+        if name.startswith(BASES) and name.removeprefix(BASES) not in groups:
+            serve.delete(name)  # no name stands for an adapter of that base any more
+    return Endpoint(url=f"http://{authority(spec)}", adapters=adapters)
 
 
 @contextmanager
@@ -169,7 +133,7 @@ def local_serving(
     spec: ServeSpec, services: Mapping[str, str], cpus: int | None = None, report: Callable[..., None] | None = None
 ) -> Iterator[Endpoint]:
     """Serve on this machine until the block ends: starts Ray if none is connected, and stops what it started."""
-    _refuse_taken_port(spec)
+    refuse_taken_port(spec)
     own = not ray.is_initialized()
     if own:
         ray.init(
@@ -192,29 +156,59 @@ def stop() -> None:
     """Take the application and Serve itself down; requests in flight finish first. Nothing to do is fine."""
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     if ray.is_initialized():
-        # Ray prints that calls to the controller failed, namely those that its end cut short; people read it as an error.
+        # Ray prints that calls to the controller failed: those that its end cut short. People take that for an error.
         ray._private.worker._worker_logs_enabled = False
         serve.shutdown()
 
 
-def _run(spec: ServeSpec, services: Mapping[str, str], groups: Mapping[str, Group], layout: str) -> None:
-    plain = spec.model_dump(mode="json")
+def _replace_what_differs(
+    spec: ServeSpec, services: Mapping[str, str], groups: Mapping[str, Group], report: Callable[..., None]
+) -> str:
+    """Start or replace each application that is not as asked, all at once; returns the layout of the gateways."""
+    facts = {"spec": spec.model_dump(mode="json"), "services": dict(services)}
+    layouts = {BASES + key: sha256_of({**facts, "group": group}) for key, group in groups.items()}
+    layouts[GATEWAYS] = sha256_of({**facts, "groups": sorted(groups)})
+    targets = []
+    for name, layout in layouts.items():
+        stands = _states() if name == GATEWAYS else _everyone(name, REPLICA, "report", [])
+        if stands and all(state["layout"] == layout for state in stands):
+            continue
+        if name == GATEWAYS:
+            application = _gateways(spec, services["database"], sorted(groups), layout)
+        else:
+            application = _replicas(spec, services, groups[name.removeprefix(BASES)], layout)
+        route = "/" if name == GATEWAYS else None
+        targets.append(serve.RunTarget(target=application, name=name, route_prefix=route, logging_config=_QUIET))
+    if targets:
+        report("serve.start", applications=[target.name for target in targets])
+        try:
+            serve.run_many(targets)
+        except RuntimeError as error:
+            raise CapacityError("serving", "Serve could not start an application", str(error)[:500]) from error
+    return layouts[GATEWAYS]
+
+
+def _replicas(spec: ServeSpec, services: Mapping[str, str], group: Group, layout: str) -> serve.Application:
     # A replacement that starts before the old replica stops needs room for both.
-    needed = spec.replicas * spec.cpus_per_replica * len(groups)
-    surge = 100 if ray.available_resources().get("CPU", 0.0) >= needed else 0
-    replica = serve.deployment(BankReplica).options(
+    room = ray.available_resources().get("CPU", 0.0) >= spec.replicas * spec.cpus_per_replica
+    deployment = serve.deployment(BankReplica).options(
+        name=REPLICA,
         num_replicas=spec.replicas,
         ray_actor_options={"num_cpus": spec.cpus_per_replica, "num_gpus": spec.gpus_per_replica},
         max_ongoing_requests=spec.max_waiting_rows,
         max_constructor_retry_count=3,
-        max_surge_percent=surge,
+        max_surge_percent=100 if room else 0,
         health_check_period_s=5,
         health_check_timeout_s=30,
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=min(10.0, spec.request_timeout_s),
         logging_config=_QUIET,
     )
-    gateway = serve.deployment(ServeGateway).options(
+    return deployment.bind(group.model_dump(mode="json"), spec.model_dump(mode="json"), dict(services), layout)
+
+
+def _gateways(spec: ServeSpec, database: str, groups: list[str], layout: str) -> serve.Application:
+    deployment = serve.deployment(ServeGateway).options(
         name=GATEWAY,
         num_replicas=spec.gateways,
         ray_actor_options={"num_cpus": 0},
@@ -224,15 +218,7 @@ def _run(spec: ServeSpec, services: Mapping[str, str], groups: Mapping[str, Grou
         graceful_shutdown_timeout_s=min(10.0, spec.request_timeout_s),
         logging_config=_QUIET,
     )
-    handles = {
-        key: replica.options(name=f"base-{key}").bind(group.model_dump(mode="json"), plain, dict(services))
-        for key, group in groups.items()
-    }
-    application = gateway.bind(plain, services["database"], layout, handles)
-    try:
-        serve.run(application, name=APP, route_prefix="/", logging_config=_QUIET)
-    except RuntimeError as error:
-        raise CapacityError("serving", "Serve could not start the application", str(error)[:500]) from error
+    return deployment.bind(spec.model_dump(mode="json"), database, groups, layout)
 
 
 def _wait(
@@ -288,13 +274,23 @@ def _behind(
 
 
 def _states() -> list[dict[str, Any]]:
-    """What every gateway says of itself; empty where the application does not run."""
+    """What every gateway says of itself."""
+    return _everyone(GATEWAYS, GATEWAY, "state")
+
+
+def _everyone(application: str, deployment: str, method: str, *values: Any) -> list[dict[str, Any]]:
+    """What each replica of a deployment answers; empty where it does not run."""
     try:
-        found = serve.get_deployment_handle(GATEWAY, app_name=APP).broadcast("state")
-        states = found.results(timeout_s=10.0, return_exceptions=True)
-    except (TimeoutError, KeyError, RayServeException, DeploymentUnavailableError, RayActorError):
-        return []  # KeyError is Serve's word for an application that does not run
-    return [state for state in states if isinstance(state, dict)]
+        found = serve.get_deployment_handle(deployment, app_name=application).broadcast(method, *values)
+        answers = found.results(timeout_s=_PATIENCE_S, return_exceptions=True)
+    except _GONE:
+        return []
+    return [answer for answer in answers if isinstance(answer, dict)]
+
+
+def _base_handle(group: str) -> Any:
+    """Serve keeps handles by name, so this is a look-up."""
+    return serve.get_deployment_handle(REPLICA, app_name=BASES + group)
 
 
 def _start_serve(spec: ServeSpec) -> None:
@@ -303,7 +299,7 @@ def _start_serve(spec: ServeSpec) -> None:
 
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is None:
-        _refuse_taken_port(spec)
+        refuse_taken_port(spec)
         serve.start(
             proxy_location="HeadOnly",
             http_options={
@@ -319,26 +315,10 @@ def _start_serve(spec: ServeSpec) -> None:
     if stands != (spec.host, spec.port):
         raise ConflictError(
             "serving.port",
-            f"got {_authority(spec)}",
+            f"got {authority(spec)}",
             f"Serve already runs on this cluster and listens on {stands[0]}:{stands[1]}",
             "Ask for that address, or stop the other application first",
         )
-
-
-def _refuse_taken_port(spec: ServeSpec) -> None:
-    """Raise ConflictError, before anything starts, if the address cannot be listened on."""
-    family = socket.AF_INET6 if ":" in spec.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((spec.host, spec.port))
-        except OSError as error:
-            raise ConflictError(
-                "serving.port",
-                f"got {_authority(spec)}",
-                f"nothing can listen there: {error.strerror}",
-                "Stop what holds it, or set serving.port to a free one",
-            ) from error
 
 
 def _check_room(spec: ServeSpec, names: Mapping[str, Named], groups: Mapping[str, Group]) -> None:
@@ -361,7 +341,3 @@ def _check_room(spec: ServeSpec, names: Mapping[str, Named], groups: Mapping[str
                 f"{count} names stand for adapters of base {group.base.pinned.digest[:12]}",
                 f"Set it to {count} or more",
             )
-
-
-def _authority(spec: ServeSpec) -> str:
-    return f"[{spec.host}]:{spec.port}" if ":" in spec.host else f"{spec.host}:{spec.port}"

@@ -18,13 +18,13 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
 from sqlalchemy.sql.elements import ColumnElement
 
-from petl_ray.errors import PermanentError, PlanError
+from petl_ray.errors import PermanentError, PlanError, TemporaryError
 from petl_ray.store.complaints import translated
 from petl_ray.store.failures import local_failures
 from petl_ray.store.migrations import HEAD, VERSION_TABLE
 
 _BUSY_TIMEOUT_S = 15
-_WRITES = "petl_ray_writes"
+_BEGIN = "petl_ray_begin"
 _ADVISORY_LOCK = 0x7065746C  # "petl": serialises migrations on PostgreSQL
 
 
@@ -55,13 +55,13 @@ class Database:
         on PostgreSQL it is READ COMMITTED (lock rows, or write with conditions). Raises TemporaryError where the
         database is busy or away, CapacityError where its disk is full; IntegrityError passes untouched.
         """
-        with self._complaints(), self.engine.connect().execution_options(**{_WRITES: True}) as conn, conn.begin():
+        with self._connection("BEGIN IMMEDIATE") as conn, conn.begin():
             yield conn
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A transaction that only reads (on SQLite one snapshot, which blocks no writer). Raises as `begin` does."""
-        with self._complaints(), self.engine.connect() as conn:
+        with self._connection("BEGIN") as conn:
             yield conn
 
     def close(self) -> None:
@@ -69,9 +69,11 @@ class Database:
         self.engine.dispose()
 
     @contextmanager
-    def _complaints(self) -> Iterator[None]:
+    def _connection(self, begin: str) -> Iterator[Connection]:
+        """A connection whose transactions begin with `begin` on SQLite ("": there are none); complaints translated."""
         try:
-            yield
+            with self.engine.connect().execution_options(**{_BEGIN: begin}) as conn:
+                yield conn
         except DBAPIError as error:
             found = translated(f"database {self.engine.url.render_as_string()}", error)
             if found is None:
@@ -138,7 +140,8 @@ def _prepare_sqlite(connection: Any, _: Any) -> None:
 
 
 def _begin_sqlite(conn: Connection) -> None:
-    conn.exec_driver_sql("BEGIN IMMEDIATE" if conn.get_execution_options().get(_WRITES) else "BEGIN")
+    if begin := conn.get_execution_options().get(_BEGIN, "BEGIN"):
+        conn.exec_driver_sql(begin)
 
 
 def _remember_process(_: Any, record: Any) -> None:
@@ -155,20 +158,15 @@ def _refuse_other_process(_: Any, record: Any, proxy: Any) -> None:
 def _keep_write_ahead_log(database: Database) -> None:
     """Switch the file to WAL, which it stays. SQLite does not wait for others here, so this does."""
     deadline = time.monotonic() + _BUSY_TIMEOUT_S
-    with database._complaints():
-        while True:
-            connection = database.engine.raw_connection()
-            try:
-                connection.cursor().execute("PRAGMA journal_mode=WAL")
-                return
-            except database.engine.dialect.loaded_dbapi.OperationalError as error:
-                if "locked" not in str(error) or time.monotonic() > deadline:
-                    raise DBAPIError.instance(  # the raw driver's error in SQLAlchemy's dress, as elsewhere
-                        "PRAGMA journal_mode=WAL", None, error, database.engine.dialect.loaded_dbapi.Error
-                    ) from error
-                time.sleep(0.02)
-            finally:
-                connection.close()
+    while True:
+        try:
+            with database._connection("") as conn:
+                conn.exec_driver_sql("PRAGMA journal_mode=WAL")
+            return
+        except TemporaryError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
 
 
 def _revision(conn: Connection) -> str | None:

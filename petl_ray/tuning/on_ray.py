@@ -20,6 +20,7 @@ from typing import Any, cast
 import ray
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -117,6 +118,7 @@ def _run(hunts: list[Hunt], resources: Resources, train: Verb) -> None:
                 name="search",
                 storage_path=scratch,
                 verbose=0,
+                callbacks=[Silence()],
                 failure_config=tune.FailureConfig(max_failures=_RETRIES),
             ),
         )
@@ -250,6 +252,12 @@ class ThinTrial(tune.Trainable):  # type: ignore[misc]  # ray has no types
             facts = ray.get(ray.get_actor(self._pack, _NAMESPACE).advance.remote(order))
         self._order["rung"] += 1
         return {"facts": json.dumps(facts), "rung": order.rung}
+
+
+class Silence(TrialProgressCallback):  # type: ignore[misc]  # ray has no types
+    """Stands in for Tune's own printing: progress goes through the steps."""
+
+    def _print(self, msg: str) -> None: ...
 
 
 class Asker(Searcher):  # type: ignore[misc]  # ray has no types

@@ -1,4 +1,4 @@
-"""A driver process that tests kill, stop and race: `python -m tests.orchestration.driver HOME TALLY [--key value …]`."""
+"""A driver process that tests kill, stop and race: `python -m tests.orchestration.driver HOME TALLY …`."""
 
 from __future__ import annotations
 

@@ -84,15 +84,24 @@ def test_the_metric_of_training_is_the_metric_of_evaluation(tmp_path: Path) -> N
     ("changes", "words"),
     [
         ({"owmer": "me"}, ["owmer: unknown key", "Did you mean owner?"]),
-        ({"defaults": {"training": {"epoks": 2}}}, ["tasks.chat.training.epoks (and 1 more tasks): unknown key", "Did you mean epochs?"]),
+        (
+            {"defaults": {"training": {"epoks": 2}}},
+            ["tasks.chat.training.epoks (and 1 more tasks): unknown key", "Did you mean epochs?"],
+        ),
         ({"defaults": {"training": {"method": {"kind": "lora", "rnak": 1}}}}, ["training.method.rnak", "rank?"]),
         (
             {"defaults": {"training": {"method": {"kind": "lora", "rank": 0}}}},
             ["tasks.chat.training.method.rank (and 1 more tasks): got 0; a LoRA of rank 0 learns nothing. Choose 1"],
         ),
         ({"defaults": {"training": {"method": {"kind": "lorra"}}}}, ["training.method", "Did you mean lora?"]),
-        ({"defaults": {"training": {"base": {}}}}, ["tasks.chat.training.base: belongs to base, at the top of the plan"]),
-        ({"defaults": {"training": {"learning_rate": -1}}}, ["training.learning_rate (and 1 more tasks): got -1", "greater than 0"]),
+        (
+            {"defaults": {"training": {"base": {}}}},
+            ["tasks.chat.training.base: belongs to base, at the top of the plan"],
+        ),
+        (
+            {"defaults": {"training": {"learning_rate": -1}}},
+            ["training.learning_rate (and 1 more tasks): got -1", "greater than 0"],
+        ),
         ({"version": 2}, ["version: got 2"]),
         ({"tasks": {}}, ["tasks"]),
         ({"tasks": {"mail": {}}}, ["tasks.mail.data: missing"]),

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from petl_ray.registry import RegistrySpec, register
 from petl_ray.registry.package import read_adapter, verified_adapter
 from petl_ray.registry.tracking import ADAPTER_TAG, Tracking
 from tests.plainstep import PlainStep
-from tests.registry.conftest import make_adapter, make_report
+from tests.registry.conftest import fresh_postgres, make_adapter, make_report
 
 World = Callable[[str], PlainStep]
 SPEC = RegistrySpec(data_license="CC-BY-4.0")
@@ -162,10 +163,51 @@ def test_registering_says_nothing_to_the_terminal(world: World, tmp_path: Path) 
         "import sys; from pathlib import Path\n"
         "from petl_ray.registry import RegistrySpec, register\n"
         "from tests.plainstep import PlainStep\n"
-        "from tests.registry.conftest import make_adapter, make_report\n"
+        "from tests.registry.conftest import fresh_postgres, make_adapter, make_report\n"
         "root = Path(sys.argv[1]); services = {'tracking': f'sqlite:///{root}/new.db', 'home': str(root)}\n"
         "step = PlainStep(root, services=services); adapter = make_adapter(step)\n"
         "assert register(RegistrySpec(), adapter, make_report(adapter), step=step).version == 1\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+_REGISTRANT = """
+import sys, threading, time
+from pathlib import Path
+from petl_ray.registry import RegistrySpec, register
+from tests.plainstep import PlainStep
+from tests.registry.conftest import fresh_postgres, make_adapter, make_report
+
+tracking, root, start = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])
+root.mkdir()
+time.sleep(max(0.0, start - time.time()))
+
+def work(task):
+    step = PlainStep(root / task, services={"tracking": tracking, "home": str(root)})
+    adapter = make_adapter(step, task)
+    done.append(register(RegistrySpec(), adapter, make_report(adapter), step=step).version)
+
+done = []
+threads = [threading.Thread(target=work, args=(f"task-{number}",)) for number in range(3)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+assert done == [1, 1, 1], done
+"""
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_processes_and_threads_may_open_a_new_mlflow_at_once(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Two processes of three threads each meet an empty database and register the same three adapters."""
+    if kind == "sqlite":
+        tracking = f"sqlite:///{tmp_path / 'new.db'}"
+    else:
+        tracking = fresh_postgres(request.getfixturevalue("postgres_url"))
+    start = str(time.time() + 2)
+    commands = [[sys.executable, "-c", _REGISTRANT, tracking, str(tmp_path / name), start] for name in ("a", "b")]
+    started = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    for process in started:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors

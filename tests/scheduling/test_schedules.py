@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from datetime import UTC, datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -94,4 +95,4 @@ def test_the_run_of_a_tick_has_one_name_everywhere() -> None:
 def test_the_next_ticks_are_told(database: Database, plan: Path) -> None:
     scheduling.add(database, "nightly", plan, "*/5 * * * *")
     ticks = scheduling.next_ticks(database, 3)["nightly"]
-    assert [later - sooner for sooner, later in zip(ticks, ticks[1:], strict=False)] == [300.0, 300.0]
+    assert [later - sooner for sooner, later in itertools.pairwise(ticks)] == [300.0, 300.0]

@@ -11,12 +11,15 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
+from sqlalchemy import delete
 
 from petl_ray.errors import AdapterError, CapacityError, ConflictError, NotFoundError, TemporaryError
 from petl_ray.models import LoadedBase
 from petl_ray.serving import ServeSpec, deploy
-from petl_ray.serving.client import models, predict
+from petl_ray.serving.client import complete, models, predict
 from petl_ray.serving.names import Catalogue, Model
+from petl_ray.store import open_database
+from petl_ray.store.tables import names
 from tests.plainstep import PlainStep
 from tests.serving.world import TEXTS, World
 
@@ -161,19 +164,32 @@ def test_a_lost_replica_is_replaced_and_answers_with_the_same_adapters(site: Sit
 
 
 def _replica_pids() -> list[int]:
+    from ray import serve
     from ray.util.state import list_actors
 
-    found = list_actors(
-        filters=[("class_name", "=", "ServeReplica:petl-ray:base-" + _base_key()), ("state", "=", "ALIVE")]
-    )
-    return [actor.pid for actor in found]
+    bases = [name for name in serve.status().applications if name.startswith("petl-ray-base-")]
+    alive = list_actors(filters=[("state", "=", "ALIVE")])
+    return [actor.pid for actor in alive for base in bases if actor.class_name == f"ServeReplica:{base}:BankReplica"]
 
 
-def _base_key() -> str:
-    from ray import serve
-
-    [name] = [name for name in serve.status().applications["petl-ray"].deployments if name.startswith("base-")]
-    return name.removeprefix("base-")
+def test_another_base_comes_and_goes_without_touching_the_first(site: Site, llama_base: LoadedBase) -> None:
+    other = World(site.world.root, llama_base, site.world.clock)
+    release = other.promote(other.adapter("dates", seed=1), 1)
+    [pid] = _replica_pids()
+    assert deploy(site.spec, release, step=site.step).adapters == {"dates": release.adapter.digest}
+    assert pid in (both := _replica_pids()) and len(both) == 2
+    [answer] = complete(site.url, "dates", ["my order is"], max_tokens=3)
+    assert answer["provenance"]["base"] == llama_base.digest
+    assert predict(site.url, "reviews", TEXTS[:1])[0]["provenance"]["base"] == site.world.base.digest
+    with open_database(site.world.services["database"]).begin() as connection:
+        connection.execute(delete(names).where(names.c.task == "dates"))
+    deploy(site.spec, *site.releases, step=site.step)
+    until = time.monotonic() + 60
+    while _replica_pids() != [pid]:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    with pytest.raises(NotFoundError, match="no task of that name"):
+        complete(site.url, "dates", ["x"])
 
 
 def test_another_address_on_the_same_cluster_is_a_conflict(site: Site) -> None:

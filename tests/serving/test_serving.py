@@ -3,71 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Awaitable, Callable, Sequence
+import time
 from pathlib import Path
 from typing import Any
 
-import httpx
-import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from petl_ray.serving.api import build_app
-from petl_ray.serving.gateway import Gateway
-from petl_ray.serving.names import Catalogue, Group
-from petl_ray.serving.replica import Replica
-from petl_ray.serving.spec import ServeSpec
+from petl_ray.bank import ServingBank
+from petl_ray.methods import read_adapter
+from tests.serving.site import SPEC, Site, play
 from tests.serving.world import TEXTS, World
-
-SPEC = ServeSpec(follow_s=0.05, max_adapters=4, max_body_bytes=4096, max_inputs=8, max_input_chars=500)
-
-
-class Here:
-    """Replicas of this process as a gateway's backend; requests go round."""
-
-    def __init__(self, replicas: Sequence[Replica]) -> None:
-        self.replicas, self._turn = list(replicas), 0
-        self.groups = {replicas[0].group.key}
-
-    async def ask(self, group: str, model: str, texts: Any, pairs: Any, max_tokens: Any) -> dict[str, Any]:
-        self._turn += 1
-        return await self.replicas[self._turn % len(self.replicas)].answer(model, texts, pairs, max_tokens)
-
-    async def survey(self, group: str, wanted: Sequence[str]) -> list[dict[str, Any]]:
-        return [await replica.report(wanted) for replica in self.replicas]
-
-
-class Site:
-    """One gateway over replicas, and a client of its HTTP face."""
-
-    def __init__(self, world: World, gateway: Gateway, backend: Here, client: httpx.AsyncClient) -> None:
-        self.world, self.gateway, self.backend, self.client = world, gateway, backend, client
-
-    async def settled(self) -> dict[str, Any]:
-        """Health, once every name answers or is refused."""
-        while True:
-            await self.gateway.look()
-            if self.gateway.view.settled and set(self.gateway.view.behind) <= self.gateway.view.refused:
-                return self.gateway.health()
-            await asyncio.sleep(0.02)
-
-    async def classify(self, model: str, inputs: Any = TEXTS) -> httpx.Response:
-        return await self.client.post("/v1/classify", json={"model": model, "inputs": list(inputs)})
-
-
-def play(world: World, scene: Callable[[Site], Awaitable[None]], spec: ServeSpec = SPEC, replicas: int = 1) -> None:
-    async def whole() -> None:
-        group = Group(base=world.base.base, task_type=world.base.task_type)
-        backend = Here([await Replica.start(group, spec, world.services) for _ in range(replicas)])
-        gateway = Gateway(spec, Catalogue(world.services["database"]), backend)
-        transport = httpx.ASGITransport(app=build_app(gateway))
-        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
-            await scene(Site(world, gateway, backend, client))
-        for replica in backend.replicas:
-            await replica.close()
-
-    asyncio.run(asyncio.wait_for(whole(), 60))
 
 
 def test_mixed_requests_get_what_each_adapter_answers_alone(world: World) -> None:
@@ -282,82 +227,6 @@ def test_a_request_keeps_the_version_it_began_with(world: World) -> None:
     play(world, scene)
 
 
-def _hostile() -> dict[str, Callable[[Path], None]]:
-    def weights(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[[Path], None]:
-        def spoil(directory: Path) -> None:
-            path = directory / "adapter_model.safetensors"
-            save_file(change(load_file(path)), path, metadata={"format": "pt"})
-
-        return spoil
-
-    def config(**changes: Any) -> Callable[[Path], None]:
-        def spoil(directory: Path) -> None:
-            path = directory / "adapter_config.json"
-            path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-        return spoil
-
-    def cut(directory: Path) -> None:
-        path = directory / "adapter_model.safetensors"
-        path.write_bytes(path.read_bytes()[:-100])
-
-    extra = {"base_model.model.bert.embeddings.word_embeddings.weight": torch.ones(4, 4)}
-    return {
-        "other weights than it was measured with": weights(lambda all_: {k: v * 1.01 for k, v in all_.items()}),
-        "NaN": weights(lambda all_: {k: torch.full_like(v, torch.nan) for k, v in all_.items()}),
-        "an extra key over the base": weights(lambda all_: {**all_, **extra}),
-        "a missing key": weights(lambda all_: dict(list(all_.items())[1:])),
-        "layer replication": config(layer_replication=[[0, 1], [0, 1]]),
-        "another rank": config(r=4),
-        "cut off": cut,
-        "no golden answers": lambda directory: (directory / "golden.safetensors").unlink(),
-    }
-
-
-@pytest.mark.parametrize("case", sorted(_hostile()))
-def test_a_hostile_adapter_stays_out_and_its_neighbours_and_the_base_are_unchanged(world: World, case: str) -> None:
-    good = world.adapter("reviews", ("bad", "good"), seed=2)
-    world.promote(good, 1)
-    earlier = world.adapter("urgency", seed=1)
-    world.promote(earlier, 1)
-
-    async def scene(site: Site) -> None:
-        await site.settled()
-        [replica] = site.backend.replicas
-        base = replica.engine.base.weights_digest()
-        before = (await site.classify("reviews")).json()
-        world.promote(world.adapter("urgency", seed=9, spoil=_hostile()[case]), 2)
-        hostile = Catalogue(world.services["database"]).names()[0]["urgency"].digest
-        health = await site.settled()
-        assert health["refused"] == ["urgency"], health
-        assert health["adapters"] == {"reviews": good.digest, "urgency": earlier.digest}
-        assert (await site.classify("urgency")).json()["provenance"]["version"] == 1
-        reply = await site.classify(f"urgency@{hostile}")
-        assert reply.status_code == 503, reply.text
-        assert "outputs" not in reply.json()
-        assert (await site.classify("reviews")).json() == before
-        assert replica.engine.base.weights_digest() == base
-
-    play(world, scene)
-
-
-def test_a_task_whose_only_adapter_is_broken_fails_closed_and_the_others_answer(world: World) -> None:
-    world.promote(world.adapter("reviews", seed=2), 1)
-    spoil = _hostile()["other weights than it was measured with"]
-    world.promote(world.adapter("urgency", seed=1, spoil=spoil), 1)
-
-    async def scene(site: Site) -> None:
-        await site.settled()
-        reply = await site.classify("urgency")
-        assert reply.status_code == 503
-        assert "golden answers alone" in reply.json()["error"]["message"]
-        assert (await site.classify("reviews")).status_code == 200
-        health = await site.client.get("/healthz")
-        assert (health.status_code, health.json()["status"]) == (200, "following")
-
-    play(world, scene)
-
-
 def test_a_busy_server_says_when_to_come_back(world: World) -> None:
     world.promote(world.adapter("urgency", seed=1), 1)
     spec = SPEC.model_copy(update={"max_waiting_rows": 5})
@@ -381,7 +250,7 @@ def test_a_late_answer_is_given_up(world: World) -> None:
     async def scene(site: Site) -> None:
         await site.settled()
         [replica] = site.backend.replicas
-        replica._device.submit(__import__("time").sleep, 1.0)
+        replica._device.submit(time.sleep, 1.0)
         reply = await site.classify("urgency")
         assert reply.status_code == 504
         assert "no answer within 0.2 s" in reply.json()["error"]["message"]
@@ -438,8 +307,6 @@ def test_a_language_model_completes_greedily_beside_another_adapter(llama_world:
         return tokens[start:]
 
     def expected(adapter: Any, tokens: list[int]) -> Any:
-        from petl_ray.bank import ServingBank
-        from petl_ray.methods import read_adapter
 
         serving = ServingBank(llama_world.base, slots=1)
         serving.install(0, read_adapter(directories[adapter.digest], llama_world.base))
