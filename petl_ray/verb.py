@@ -84,7 +84,7 @@ class StepContext(Protocol):
     def recorded(self) -> dict[str, Mapping[str, Any]]:
         """All facts recorded for this step so far, by key, from whichever owner."""
 
-    def report(self, event: str, **facts: Any) -> None:
+    def report(self, event: str, /, **facts: Any) -> None:
         """Show progress: an event such as `train.step` with plain facts. Cheap; may be dropped under load."""
 
     def check(self) -> None:

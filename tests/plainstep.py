@@ -79,7 +79,7 @@ class PlainStep:
         path = self.root / f"facts-{self.name}.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
-    def report(self, event: str, **facts: Any) -> None:
+    def report(self, event: str, /, **facts: Any) -> None:
         self.events.append((event, facts))
 
     def check(self) -> None:

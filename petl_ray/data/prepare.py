@@ -140,6 +140,7 @@ def _refuse_empty(spec: DataSpec, sides: dict[str, list[Row]]) -> None:
 
 def _write(path: Path, rows: Sequence[Row], numbers: dict[str, int], task_type: str) -> None:
     """Write the rows ordered by id; rows that were kept although they are equal get `-2`, `-3`, … after their id."""
+    as_json = json.JSONEncoder(ensure_ascii=False).encode
     seen: Counter[str] = Counter()
     with path.open("w", encoding="utf-8", newline="\n") as stream:
         for name, row in sorted(((row.identifier, row) for row in rows), key=lambda named: named[0]):
@@ -151,4 +152,4 @@ def _write(path: Path, rows: Sequence[Row], numbers: dict[str, int], task_type: 
                 entry |= {"text": row.first}
                 entry |= {"text_pair": row.second} if row.second is not None else {}
                 entry |= {"label": numbers[row.label]}
-            stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            stream.write(as_json(entry) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,9 +14,9 @@ from petl_ray.data.problems import Problems
 from petl_ray.data.reading import Table
 from petl_ray.data.spec import DataRules
 from petl_ray.data.times import seconds
-from petl_ray.fingerprint import canonical_json
 
 _CHECK_ROWS = 20_000
+_as_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # canonical JSON of plain lists
 
 
 class Row(NamedTuple):
@@ -34,7 +35,7 @@ class Row(NamedTuple):
     @property
     def identifier(self) -> str:
         """sha256 of the row's content (texts and the label's name), 20 hex digits."""
-        return hashlib.sha256(canonical_json([self.first, self.second, self.label]).encode()).hexdigest()[:20]
+        return hashlib.sha256(_as_json([self.first, self.second, self.label]).encode()).hexdigest()[:20]
 
 
 def normalised(text: str) -> str:

@@ -22,8 +22,8 @@ class Executor(Protocol):
     def answer(self, jobs: Sequence[Job], pulse: Pulse, check: Callable[[], None]) -> list[Reply]:
         """Execute the jobs, as many at a time as fit, and return all their replies; `check` may raise to stop."""
 
-    def prepare(self, verb: Verb) -> None:
-        """Make ready whatever `verb` needs of the world when it runs in the driver (a Ray to drive, say)."""
+    def prepare(self, verb: Verb) -> Resources:
+        """What `verb` is given in the driver, after making ready what it needs there: a Ray to drive, or nothing."""
 
 
 class InProcess:
@@ -46,8 +46,9 @@ class InProcess:
                 replies += work(job, pulse)
         return replies
 
-    def prepare(self, verb: Verb) -> None:
-        """Nothing: verbs that drive Ray start a local one themselves."""
+    def prepare(self, verb: Verb) -> Resources:
+        """Makes nothing ready: verbs that drive Ray start a local one themselves."""
+        return self._placement.resources(verb.name)
 
 
 class Gate:

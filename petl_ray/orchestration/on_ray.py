@@ -106,9 +106,8 @@ class OnRay:
         check_capacity(verb.name, asked, verb.drives_ray, cores, gpus)
         return asked
 
-    def prepare(self, verb: Verb) -> None:
-        if verb.drives_ray:
-            ensure_ray(self._placement)
+    def prepare(self, verb: Verb) -> Resources:
+        return self.admit(verb) if verb.drives_ray else self._placement.resources(verb.name)
 
     def answer(self, jobs: Sequence[Job], pulse: Pulse, check: Callable[[], None]) -> list[Reply]:
         for job in jobs:

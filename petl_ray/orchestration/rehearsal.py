@@ -102,7 +102,7 @@ class Rehearsal:
     def check(self) -> None:
         """Nobody stops a rehearsal."""
 
-    def report(self, event: str, **facts: Any) -> None:
+    def report(self, event: str, /, **facts: Any) -> None:
         """A rehearsal shows nothing on its way."""
 
     def _step(self, verb: Verb, spec: Spec, inputs: Sequence[Artifact], label: str) -> Artifact:

@@ -148,7 +148,7 @@ class Run:
             raise claims.claim_lost(self._claim.name)
         self._pulse.check()
 
-    def report(self, event: str, **facts: Any) -> None:
+    def report(self, event: str, /, **facts: Any) -> None:
         """Show something about the whole run."""
         self._pulse.outbox.post(self.id, event, None, **facts)
 
@@ -237,8 +237,7 @@ class Run:
 
     def _execute(self, verb: Verb, todo: list[Asked], packed: bool) -> list[Reply]:
         if todo[0].entry.kind == "do":
-            self._executor.prepare(verb)
-            return work(self._job(verb, todo, self._executor.admit(verb), False), self._pulse)
+            return work(self._job(verb, todo, self._executor.prepare(verb), False), self._pulse)
         resources = self._executor.admit(verb)
         jobs = [self._job(verb, part, resources, packed) for part in _parts(verb, todo, resources)]
         fault(verb.name, "submitted")

@@ -91,7 +91,7 @@ class ClaimedStep:
             rows = conn.execute(query.order_by(facts.c.recorded_at, facts.c.key)).all()
         return {row.key: row.value for row in rows}
 
-    def report(self, event: str, **facts: Any) -> None:
+    def report(self, event: str, /, **facts: Any) -> None:
         self._pulse.outbox.post(self.entry.run_id, event, self.name, **{"label": self.entry.label, **facts})
 
     def check(self) -> None:

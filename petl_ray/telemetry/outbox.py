@@ -33,7 +33,7 @@ class Outbox:
         self._story: list[Waiting] = []
         self._progress: deque[Waiting] = deque(maxlen=limit)
 
-    def post(self, run_id: str, event: str, step: str | None = None, **facts: Any) -> None:
+    def post(self, run_id: str, event: str, step: str | None = None, /, **facts: Any) -> None:
         """Queue one event; never blocks on anything slower than a lock."""
         waiting = Waiting(Event(run_id, event, step, plain(facts)), time.monotonic())
         with self._lock:

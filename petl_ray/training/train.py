@@ -156,7 +156,7 @@ class Watched(Protocol):
     def check(self) -> None:
         """See `StepContext.check`."""
 
-    def report(self, event: str, **facts: Any) -> None:
+    def report(self, event: str, /, **facts: Any) -> None:
         """See `StepContext.report`."""
 
     def save_progress(self, directory: Path, note: Mapping[str, Any]) -> None:

@@ -9,9 +9,16 @@ from hypothesis import strategies as st
 
 from petl_ray.data.cleaning import at_most, without_copies, without_leaks
 from petl_ray.data.rows import Row, _key
+from petl_ray.fingerprint import sha256_of
 
 WORDS = st.sampled_from(["a", "A", " a ", "b", "B c", "b  C", "d"])
 ROWS = st.lists(st.builds(lambda text, label: Row(_key(text), text, None, label, None), WORDS, st.sampled_from("xyz")))
+
+
+@given(first=st.text(), second=st.none() | st.text(), label=st.text())
+def test_an_id_is_the_sha256_of_the_canonical_content(first: str, second: str | None, label: str) -> None:
+    row = Row(_key(first), first, second, label, None)
+    assert row.identifier == sha256_of([first, second, label])[:20]
 
 
 @given(rows=ROWS, seed=st.integers(0, 3))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -110,6 +112,22 @@ def test_a_cancelled_run_stops_its_workers(start: Starts, home: Home, tally: str
     canceller.join()
     assert runs.show(home, run.id)["state"] == "CANCELLED"
     quiet(lambda: len(lines(tally)))
+
+
+def test_hits_and_plain_effects_need_no_ray(start: Starts, home: Home, tally: str) -> None:
+    with start() as run:
+        run.make(count, CountSpec(number=3))
+    program = f"""
+import sys
+from petl_ray.orchestration import Home, Placement, start_run
+from tests.orchestration.verbs import CountSpec, count, greet
+with start_run(Home.at({str(home.path)!r}), pipeline="p", locked={{}}, placement=Placement(ray="local")) as run:
+    run.do(greet, CountSpec(number=1, tally={tally!r}), run.make(count, CountSpec(number=3)))
+import ray
+assert not ray.is_initialized()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])
+    assert lines(tally) == ["greet-1"]
 
 
 def quiet(measure: Callable[[], int]) -> None:

@@ -177,3 +177,35 @@ def test_a_miss_says_what_changed(start: Starts, home: Home) -> None:
         run.make(count, CountSpec(number=2), base, label="top")
     whys = [one["why"] for one in runs.show(home, run.id)["steps"]]
     assert whys == ["spec.number 1 -> 5", "dataset changed"]
+
+
+def test_a_run_lives_as_well_in_a_bucket(
+    home: Home, tally: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    given = {
+        "AWS_ENDPOINT_URL_S3": f"http://{host}:{port}",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    for name, value in {**given, "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}.items():
+        monkeypatch.setenv(name, value)
+    try:
+        import boto3
+
+        boto3.client("s3", endpoint_url=given["AWS_ENDPOINT_URL_S3"], region_name="us-east-1").create_bucket(Bucket="b")
+        bucket = Home(home.path, "s3://b/petl", home.database_url, home.tracking_url)
+        with starter(bucket)() as run:
+            base = run.make(count, CountSpec(number=1, tally=tally))
+            top = run.make(climb, CountSpec(number=2, rounds=3, tally=tally), base)
+        with starter(bucket)(locked={"plan": 2}) as again:
+            assert again.make(climb, CountSpec(number=2, rounds=3, tally=tally), base) == top
+        assert lines(tally) == ["count-1", "round-0", "round-1", "round-2"]
+        kept = opened(bucket).store.list("steps/")
+        assert sorted(key.rpartition("/")[2][:8] for key in kept) == ["manifest", "manifest", "record.j", "record.j"]
+    finally:
+        server.stop()

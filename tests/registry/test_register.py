@@ -196,7 +196,7 @@ assert done == [1, 1, 1], done
 """
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgres", marks=pytest.mark.long)])
 def test_processes_and_threads_may_open_a_new_mlflow_at_once(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -73,7 +73,7 @@ def test_a_server_that_stays_busy_is_given_up() -> None:
 @pytest.mark.parametrize(("status", "kind"), [(503, AdapterError), (422, PlanError)])
 def test_a_refusal_is_the_error_it_was_there_and_is_not_asked_again(status: int, kind: type[Exception]) -> None:
     server = Server([(status, _error(kind.__name__))])
-    with pytest.raises(kind, match="here: found; why. do"):
+    with pytest.raises(kind, match=r"here: found; why\. do\."):
         client.predict(server.url, "urgency", ["x"])
     assert len(server.asked) == 1
     server.close()

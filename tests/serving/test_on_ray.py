@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -153,9 +158,6 @@ def test_deploying_a_hostile_champion_is_an_error_and_the_old_one_goes_on_answer
 
 
 def test_a_lost_replica_is_replaced_and_answers_with_the_same_adapters(site: Site) -> None:
-    import os
-    import signal
-
     before = predict(site.url, "reviews", TEXTS)
     [pid] = _replica_pids()
     os.kill(pid, signal.SIGKILL)
@@ -214,6 +216,34 @@ def test_a_port_that_is_taken_is_found_before_anything_starts(tmp_path: Path) ->
         spec = ServeSpec(port=holder.getsockname()[1])
         with pytest.raises(ConflictError, match="Address already in use"), local_serving(spec, {}):
             pass
+
+
+@pytest.mark.long
+def test_a_server_of_its_own_answers_until_it_is_interrupted_and_leaves_nothing_behind(world: World) -> None:
+    world.promote(world.adapter("urgency", seed=1), 1)
+    port = _free_port()
+    code = """
+import json, signal, sys
+from petl_ray.serving import ServeSpec
+from petl_ray.serving.on_ray import local_serving
+try:
+    with local_serving(ServeSpec(port=int(sys.argv[2])), json.loads(sys.argv[1]), cpus=2) as endpoint:
+        print(endpoint.url, flush=True)
+        signal.pause()
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+    command = [sys.executable, "-c", code, json.dumps(world.services), str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        url = server.stdout.readline().strip()
+        assert url == f"http://127.0.0.1:{port}"
+        assert len(predict(url, "urgency", TEXTS)) == len(TEXTS)
+        server.send_signal(signal.SIGINT)
+        rest, _ = server.communicate(timeout=60)
+    assert (server.returncode, rest) == (130, "")
+    with pytest.raises(TemporaryError, match="no server is running"):
+        predict(url, "urgency", TEXTS)
 
 
 def test_nothing_promoted_is_nothing_to_serve(ray_cluster: str, tmp_path: Path) -> None:

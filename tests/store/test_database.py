@@ -1,4 +1,4 @@
-"""The journal database on SQLite and PostgreSQL: schema, clock, transactions, and what happens when many come at once."""
+"""The journal database on SQLite and PostgreSQL: schema, clock, transactions, and many who come at once."""
 
 from __future__ import annotations
 
@@ -67,7 +67,10 @@ def test_opening_again_keeps_what_was_written(database: Database, url: str) -> N
 
 
 def test_opening_an_up_to_date_database_needs_no_alembic(database: Database, url: str) -> None:
-    code = "import sys; from petl_ray.store import open_database; open_database(sys.argv[1]); print('alembic' in sys.modules)"
+    code = (
+        "import sys; from petl_ray.store import open_database\n"
+        "open_database(sys.argv[1]); print('alembic' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code, url], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 

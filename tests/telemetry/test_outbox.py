@@ -66,3 +66,11 @@ def test_facts_are_plain_json_whatever_was_given() -> None:
         "list": [3.0],
         "o": {},
     }
+
+
+def test_a_fact_may_have_any_name() -> None:
+    outbox = Outbox()
+    outbox.post("r", "train.step", "s", step=3, event="x", run_id="y")
+    (waiting,) = outbox.drain()
+    assert waiting.event.step == "s"
+    assert waiting.event.facts == {"step": 3, "event": "x", "run_id": "y"}

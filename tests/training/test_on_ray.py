@@ -66,6 +66,7 @@ def test_two_workers_take_the_steps_of_one(base: LockedBase, root: Path, moods: 
     assert "train.validated" in [event for event, _ in two.events]
 
 
+@pytest.mark.long
 def test_a_cancelled_training_stops_its_workers_and_continues_later(
     base: LockedBase, root: Path, moods: Dataset
 ) -> None:
