@@ -10,8 +10,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from petl_ray.artifact import Adapter, Dataset, Endpoint, Interval, Release, Report, Trial
+from petl_ray.evaluation.pooling import pooled_over
+from petl_ray.evaluation.predictions import PREDICTIONS
 from petl_ray.orchestration import Run
-from petl_ray.plan import DEFAULT, HEAD_ONLY, TUNED, LockedPlan, LockedTask
+from petl_ray.plan import CHAMPION, DEFAULT, HEAD_ONLY, TUNED, LockedPlan, LockedTask
 from petl_ray.spec import with_overrides
 
 # What a full copy of the base would weigh: four bytes a parameter, as fp32 checkpoints are shipped.
@@ -49,12 +51,16 @@ class TaskSummary(BaseModel):
 
 
 class Summary(BaseModel):
-    """All tasks of a run; `failures` says which part failed and why; `note` says so where nothing had to be done."""
+    """All tasks of a run; `failures` says which part failed and why; `note` says so where nothing had to be done.
+
+    `pooled` is the gain in accuracy over a rival, by rival, over the held-out rows of all classification tasks.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     plan: str
     tasks: tuple[TaskSummary, ...]
+    pooled: dict[str, Interval] = {}
     failures: dict[str, str]
     endpoint: str | None = None
     note: str | None = None
@@ -98,7 +104,9 @@ def summarize(
             )
     failures = {key: str(error) for key, error in run.failures.items()}
     url = endpoint.url if endpoint else None
-    return Summary(plan=plan.name, tasks=tuple(rows), failures=failures, endpoint=url)
+    predictions = {key: run.fetch(report) / PREDICTIONS for key, report in reports.items()}
+    pooled = pooled_over(predictions, (HEAD_ONLY, DEFAULT, CHAMPION)) if len(predictions) > 1 else {}
+    return Summary(plan=plan.name, tasks=tuple(rows), pooled=pooled, failures=failures, endpoint=url)
 
 
 def _sample(rows: Path) -> str:

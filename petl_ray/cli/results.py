@@ -38,6 +38,9 @@ def print_results(summary: Summary) -> None:
         )
     console = out if out.is_terminal else type(out)(highlight=False, width=160)
     console.print(table)
+    for rival, gain in summary.pooled.items():
+        told = f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
+        console.print(f"all tasks together: {told} accuracy over {_TITLES.get(rival, rival)}", markup=False)
     for task in summary.tasks:
         for reason in task.reasons:
             console.print(f"{task.task}: {reason}", markup=False, soft_wrap=True)

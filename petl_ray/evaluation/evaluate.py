@@ -13,7 +13,7 @@ import numpy as np
 from petl_ray.artifact import Adapter, Dataset, Interval, Report
 from petl_ray.errors import AdapterError, DataError, PlanError
 from petl_ray.evaluation.answering import BASE, Rows, System, answer_rows
-from petl_ray.evaluation.predictions import write_predictions
+from petl_ray.evaluation.predictions import PREDICTIONS, write_predictions
 from petl_ray.evaluation.spec import EvalSpec
 from petl_ray.evaluation.statistics import Sampled, sample
 from petl_ray.evaluation.tables import confused_pairs, per_label
@@ -23,7 +23,6 @@ from petl_ray.verb import StepContext
 CANDIDATE = "candidate"
 MAJORITY = "majority"
 REPORT = "report.json"
-PREDICTIONS = "predictions.parquet"
 
 
 def evaluate(spec: EvalSpec, adapter: Adapter, dataset: Dataset, *rivals: Adapter, step: StepContext) -> Report:

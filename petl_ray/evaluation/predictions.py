@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 from petl_ray.artifact import Dataset
 from petl_ray.tasks import RowScore
 
+PREDICTIONS = "predictions.parquet"
+
 
 def write_predictions(path: Path, answers: Mapping[str, Sequence[RowScore]], dataset: Dataset) -> None:
     """Columns `id`, for classification `label`, and per role `ROLE.prediction`, `ROLE.probability`, `ROLE.loss`.

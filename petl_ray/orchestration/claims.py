@@ -2,7 +2,7 @@
 
 A claim lives while its owner beats; one that expired, was released or belongs to a process known to be dead may be
 taken by anybody, and its fence grows by one. The old owner finds out at its next write, which checks the
-fence in the same transaction, and parks.
+fence in the same transaction, and parks. Claims do not wait for the disk: what could lose them ends their owners too.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def beat(database: Database, held: Iterable[Claim], lasts_s: float = LASTS_S) ->
     living = [claim for claim in held if not claim.lost.is_set()]
     if not living:
         return
-    with database.begin() as conn:
+    with database.begin(durable=False) as conn:
         expires_at = database.now(conn) + lasts_s
         for claim in sorted(living, key=lambda one: one.name):
             done = conn.execute(

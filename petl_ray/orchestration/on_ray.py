@@ -175,7 +175,7 @@ def _replies(ref: Any, job: Job) -> list[Reply]:
 
 def _note_pending(job: Job) -> None:
     place = opened(job.home)
-    with place.database.begin() as conn:
+    with place.database.begin(durable=False) as conn:
         for one in job.asked:
             journal.pending(conn, one.entry)
 

@@ -220,7 +220,7 @@ class Run:
 
     def _adopt(self, one: Asked, outcome: Artifact) -> None:
         def note() -> None:
-            with self._opened.database.begin() as conn:
+            with self._opened.database.begin(durable=False) as conn:
                 journal.succeeded(conn, one.entry, outcome, self._opened.database.now(conn), hit=True)
 
         patiently(note, self.check)

@@ -92,7 +92,7 @@ def work(job: Job, pulse: Pulse) -> list[Reply]:
 def _claim(place: Opened, job: Job) -> dict[str, Claim]:
     """Claim what is free and note in the same transaction that it runs."""
     owner = Owner.new()
-    with place.database.begin() as conn:
+    with place.database.begin(durable=False) as conn:
         held = take(place.database, conn, [one.entry.name for one in job.asked], owner, job.lasts_s)
         now = place.database.now(conn)
         for one in job.asked:
@@ -195,7 +195,7 @@ def _settle(
     place: Opened, one: Asked, claim: Claim, outcome: Artifact, pulse: Pulse, *, hit: bool, seconds: float = 0.0
 ) -> Reply:
     """The journal row and the end of the claim, in one transaction."""
-    with place.database.begin() as conn:
+    with place.database.begin(durable=False) as conn:
         journal.succeeded(conn, one.entry, outcome, place.database.now(conn), hit=hit)
         claim.release(conn)
     fault(one.entry.verb, "after-journal")
@@ -213,7 +213,7 @@ def _fail(place: Opened, one: Asked, claim: Claim, error: PetlRayError, pulse: P
         "PENDING" if isinstance(error, TemporaryError) else "CANCELLED" if isinstance(error, RunCancelled) else "FAILED"
     )
     try:
-        with place.database.begin() as conn:
+        with place.database.begin(durable=False) as conn:
             claim.check(conn)
             journal.failed(conn, one.entry, error, place.database.now(conn), state)
             claim.release(conn)
@@ -230,7 +230,7 @@ def _fail(place: Opened, one: Asked, claim: Claim, error: PetlRayError, pulse: P
 def _release(place: Opened, claims: list[Claim]) -> None:
     """Give back what was claimed and not concluded (an interrupt); best effort, since expiry does the same."""
     if claims:
-        with contextlib.suppress(PetlRayError), place.database.begin() as conn:
+        with contextlib.suppress(PetlRayError), place.database.begin(durable=False) as conn:
             for claim in claims:
                 claim.release(conn)
 

@@ -25,6 +25,7 @@ from petl_ray.store.migrations import HEAD, VERSION_TABLE
 
 _BUSY_TIMEOUT_S = 15
 _BEGIN = "petl_ray_begin"
+_HASTY = "BEGIN IMMEDIATE "  # the same to SQLite
 _ADVISORY_LOCK = 0x7065746C  # "petl": serialises migrations on PostgreSQL
 
 
@@ -48,14 +49,17 @@ class Database:
         return float(conn.execute(select(self.clock)).scalar_one())
 
     @contextmanager
-    def begin(self) -> Iterator[Connection]:
+    def begin(self, *, durable: bool = True) -> Iterator[Connection]:
         """A transaction that writes, committed at the end of the block and rolled back if the block raises.
 
         On SQLite it takes the one write lock at its beginning, so that what is read here is still true when it writes;
         on PostgreSQL it is READ COMMITTED (lock rows, or write with conditions). Raises TemporaryError where the
         database is busy or away, CapacityError where its disk is full; IntegrityError passes untouched.
+
+        With `durable=False` SQLite does not wait for the disk: the commit outlives this process, yet a power loss may
+        take the newest of them. That is for rows which a power loss voids anyway or which can be built again.
         """
-        with self._connection("BEGIN IMMEDIATE") as conn, conn.begin():
+        with self._connection("BEGIN IMMEDIATE" if durable else _HASTY) as conn, conn.begin():
             yield conn
 
     @contextmanager
@@ -140,7 +144,10 @@ def _prepare_sqlite(connection: Any, _: Any) -> None:
 
 
 def _begin_sqlite(conn: Connection) -> None:
-    if begin := conn.get_execution_options().get(_BEGIN, "BEGIN"):
+    begin = conn.get_execution_options().get(_BEGIN, "BEGIN")
+    if begin.startswith("BEGIN IMMEDIATE"):  # said anew each time: a pooled connection may have served the other kind
+        conn.exec_driver_sql(f"PRAGMA synchronous={'NORMAL' if begin == _HASTY else 'FULL'}")
+    if begin:
         conn.exec_driver_sql(begin)
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-_SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "defaultcpuallocator", "alloc_cpu")
+# oneDNN, which computes on CPUs, says no more than that a primitive could not be made when it cannot allocate.
+_SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "could not create a primitive")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

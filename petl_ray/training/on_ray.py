@@ -172,7 +172,7 @@ class _MailStep:
         if self._speaks:
             self._peers.stop_wanted = ray.get(self._mailbox.stopped.remote())
 
-    def report(self, event: str, **facts: Any) -> None:
+    def report(self, event: str, /, **facts: Any) -> None:
         if self._speaks:
             self._mailbox.report.remote(event, facts)
 

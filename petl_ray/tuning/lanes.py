@@ -80,6 +80,7 @@ class Lanes:
         self._ids: dict[str, str] = {}  # trial key -> Tune's trial id
         self._waiting: list[TrialOfTune] = []  # trials that hold a lane and train nothing
         self._starting: set[str] = set()  # trials whose process is coming up
+        self._handed: str | None = None  # a new trial that is to take the lane of one that waits
         self._failures: dict[str, str] = {}
         self._costs: dict[str, tuple[list[Order], Any]] = {}
         self._keeps, self._tries = keeps, tries
@@ -99,13 +100,15 @@ class Lanes:
         if chosen is None or chosen[1].key in self._ids or not self._lane_free():
             return None
         fresh = len(self._packs.under_way) + len(self._waiting) < self._lanes
-        if self._starting and not fresh:
-            return None  # a lane handed over now would end the process that is coming up
+        if not fresh and (self._starting or self._handed):
+            return None  # one at a time: Tune would start, or end, a process for any other
         errand = self._errand(*chosen)
         if errand is not None:
             self._errands[trial_id], self._ids[chosen[1].key] = chosen, trial_id
             if fresh:
                 self._starting.add(trial_id)
+            else:
+                self._handed = trial_id
         return errand
 
     def given_up(self, trial_id: str) -> None:
@@ -125,10 +128,10 @@ class Lanes:
         self._tidy(controller, trials)
         if self.over or self._starting:
             return None
-        fresh = [trial for trial in trials.values() if trial.status == PENDING]
-        if fresh:  # the Asker gave it the place of a trial that waits
+        if self._handed is not None:
+            handed, self._handed = self._handed, None
             self._hand_over(controller)
-            return fresh[0]
+            return trials[handed]
         chosen = self._next()
         if chosen is None or chosen[1].key not in self._ids or not self._lane_free():
             return None

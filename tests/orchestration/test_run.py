@@ -197,8 +197,10 @@ def test_a_run_lives_as_well_in_a_bucket(
     try:
         import boto3
 
-        boto3.client("s3", endpoint_url=given["AWS_ENDPOINT_URL_S3"], region_name="us-east-1").create_bucket(Bucket="b")
-        bucket = Home(home.path, "s3://b/petl", home.database_url, home.tracking_url)
+        boto3.client("s3", endpoint_url=given["AWS_ENDPOINT_URL_S3"], region_name="us-east-1").create_bucket(
+            Bucket="runs"
+        )
+        bucket = Home(home.path, "s3://runs/petl", home.database_url, home.tracking_url)
         with starter(bucket)() as run:
             base = run.make(count, CountSpec(number=1, tally=tally))
             top = run.make(climb, CountSpec(number=2, rounds=3, tally=tally), base)
