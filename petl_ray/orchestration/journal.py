@@ -1,4 +1,7 @@
-"""What happened, in SQL: runs, steps, and the events people were shown. The store's records stand above it."""
+"""What happened, in SQL: runs, steps, and the events people were shown. The store's records stand above it.
+
+Rows of steps and events do not wait for the disk: a record that stands builds its row again.
+"""
 
 from __future__ import annotations
 

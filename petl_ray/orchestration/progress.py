@@ -53,6 +53,12 @@ def newest(store: Store, name: str, target: Path) -> Progress | None:
     return None
 
 
+def last_number(store: Store, name: str, fence: int) -> int:
+    """The highest number in use under `fence`; 0 if none is. After a power loss a fence may come round again."""
+    keys = store.list(f"steps/{name}/progress/{fence:012d}/")
+    return max((int(key.split("/")[4]) for key in keys), default=0)
+
+
 def prune(store: Store, name: str, fence: int, keep: int = _KEPT) -> None:
     """Delete all checkpoints but the newest `keep` of owners up to `fence`; a manifest goes before its files."""
     mine = [home for home in _homes(store, name) if int(home.split("/")[3]) <= fence]

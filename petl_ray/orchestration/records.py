@@ -1,12 +1,11 @@
-"""Outcomes in the store: the manifest with the sha256 of every file, and the record that exactly one attempt creates.
+"""Outcomes in the store: the manifest with the sha256 of every file, in the record that exactly one attempt creates.
 
-A record whose manifest verifies means done, whatever the journal says. `steps/<name>/manifest-<attempt>.json` is the
-manifest, `steps/<name>/record.json` names it and is created conditionally: of two attempts one outcome stands.
+A record whose manifest verifies means done, whatever the journal says. Files are durable before the manifest is made;
+`steps/<name>/record.json` carries it and is created conditionally: of two attempts one outcome stands.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from pydantic import ValidationError
 
 from petl_ray.artifact import Artifact, parse_artifact
 from petl_ray.errors import PermanentError
-from petl_ray.fingerprint import canonical_json
+from petl_ray.fingerprint import canonical_json, sha256_of
 from petl_ray.orchestration.faults import fault
 from petl_ray.store import Store
 
@@ -42,10 +41,9 @@ def find(store: Store, name: str) -> Standing | None:
 def _verified(store: Store, record: bytes) -> Standing | None:
     try:
         told = json.loads(record)
-        manifest = store.read(told["manifest"])
-        if manifest is None or hashlib.sha256(manifest).hexdigest() != told["manifest_sha256"]:
+        if sha256_of(told["manifest"]) != told["manifest_sha256"]:
             return None
-        artifact = parse_artifact(json.loads(manifest)["artifact"])
+        artifact = parse_artifact(told["manifest"]["artifact"])
         attempt = str(told["attempt"])
     except (ValueError, KeyError, TypeError, ValidationError):
         return None
@@ -54,8 +52,8 @@ def _verified(store: Store, record: bytes) -> Standing | None:
     return Standing(artifact, attempt)
 
 
-def write_manifest(store: Store, name: str, verb: str, artifact: Artifact, attempt: str, **more: Any) -> bytes:
-    """Write the manifest of one attempt, last of all its files; returns the record that would make it stand.
+def compose(store: Store, name: str, verb: str, artifact: Artifact, attempt: str, **more: Any) -> bytes:
+    """The record that would make `artifact` stand, its manifest made last of all its files.
 
     Raises PermanentError if the artifact names a file that was never kept: nothing half-written is ever recorded.
     """
@@ -64,18 +62,15 @@ def write_manifest(store: Store, name: str, verb: str, artifact: Artifact, attem
             raise PermanentError(
                 f"{verb}: file {entry.path}", "named by the outcome, not in the store", do="Keep it by step.keep(…)"
             )
-    told = {"name": name, "verb": verb, "artifact": artifact.model_dump(mode="json"), **more}
-    manifest = json.dumps(told, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-    key = f"steps/{name}/manifest-{attempt}.json"
     fault(verb, "before-manifest")
-    store.write(key, manifest)
-    fault(verb, "after-manifest")
+    manifest = {"name": name, "verb": verb, "artifact": artifact.model_dump(mode="json"), **more}
     record = {
         "attempt": attempt,
-        "manifest": key,
-        "manifest_sha256": hashlib.sha256(manifest).hexdigest(),
+        "manifest": manifest,
+        "manifest_sha256": sha256_of(manifest),
         "outcome_digest": artifact.digest,
     }
+    fault(verb, "after-manifest")
     return canonical_json(record).encode()
 
 

@@ -133,7 +133,7 @@ def adopt(home: Home, old: str, new: str, reason: str) -> dict[str, Any]:
             raise ConflictError(f"step {new[:12]}", "it has an outcome of its own", "an outcome never changes")
         attempt = f"{claim.fence:012d}-{owner.attempt}"
         told = {"adopted_from": old, "reason": reason}
-        record = records.write_manifest(place.store, new, verb, standing.artifact, attempt, **told)
+        record = records.compose(place.store, new, verb, standing.artifact, attempt, **told)
         outcome = records.create(place.store, new, record)
     finally:
         with place.database.begin() as conn:

@@ -29,7 +29,7 @@ class ClaimedStep:
     def __init__(self, opened: Opened, claim: Claim, entry: Entry, resources: Resources, pulse: Pulse) -> None:
         self._opened, self.claim, self.entry, self._resources, self._pulse = opened, claim, entry, resources, pulse
         self._scratch: Path | None = None
-        self._saved = 0
+        self._saved: int | None = None
         self._has_progress = False
 
     @property
@@ -67,8 +67,8 @@ class ClaimedStep:
     def save_progress(self, directory: Path, note: Mapping[str, Any]) -> None:
         self._check_fence()
         store, fence = self._opened.store, self.claim.fence
-        self._saved += 1
-        self._has_progress = True
+        saved = progress.last_number(store, self.name, fence) if self._saved is None else self._saved
+        self._saved, self._has_progress = saved + 1, True
         progress.save(store, self.name, self.entry.verb, fence, self._saved, directory, note)
         progress.prune(store, self.name, fence)
 
@@ -107,7 +107,7 @@ class ClaimedStep:
             progress.prune(self._opened.store, self.name, self.claim.fence, keep=0)
 
     def _check_fence(self) -> None:
-        with self._opened.database.begin() as conn:
+        with self._opened.database.read() as conn:
             self.claim.check(conn)
 
     def _room(self, name: str) -> Path:

@@ -183,7 +183,7 @@ def _conclude(
 def _commit(place: Opened, one: Asked, claim: Claim, outcome: Artifact, pulse: Pulse, seconds: float) -> Reply:
     """Manifest, record, journal row. Safe to repeat: the attempt is the same, so its own record is found as its own."""
     name, attempt = one.entry.name, f"{claim.fence:012d}-{claim.owner.attempt}"
-    record = records.write_manifest(place.store, name, one.entry.verb, outcome, attempt, seconds=round(seconds, 3))
+    record = records.compose(place.store, name, one.entry.verb, outcome, attempt, seconds=round(seconds, 3))
     with place.database.read() as conn:
         claim.check(conn)
     standing = records.create(place.store, name, record)
