@@ -54,7 +54,8 @@ def running(conn: Connection, entry: Entry, now: float) -> None:
 
 def succeeded(conn: Connection, entry: Entry, outcome: Artifact, now: float, *, hit: bool) -> None:
     """Note an outcome. One that was found counts as a hit, unless this run had begun to compute it itself."""
-    _ensure(conn, entry)
+    if hit:  # else `running` has written the row
+        _ensure(conn, entry)
     values: dict[str, Any] = {
         "state": "SUCCEEDED",
         "outcome": outcome.model_dump(mode="json"),

@@ -22,12 +22,12 @@ base: {{source: {base}, precision: fp32}}
 defaults:
   data: {{split: {{validation: 0.2, test: 0.3}}}}
   training:
-    method: {{kind: lora, rank: 2, alpha: 4, targets: query_value}}
-    learning_rate: 5e-3
+    method: {{kind: lora, rank: 4, alpha: 8, targets: all-linear}}
+    learning_rate: 1e-2
     epochs: 3
     batch_size: 16
     max_length: 16
-    checkpoint_every_s: 0.001
+    checkpoint_every_s: 60
   search:
     trials: 4
     generation: 2
@@ -35,12 +35,13 @@ defaults:
     rungs: [0.5, 1.0]
     decisions: rung
     space:
-      learning_rate: {{loguniform: [1e-3, 2e-2]}}
+      learning_rate: {{loguniform: [3e-3, 2e-2]}}
       method.rank: [2, 4]
   evaluation: {{resamples: 200}}
 tasks:
   mood:
     data: {{train: {rows}/mood.jsonl}}
+    training: {{checkpoint_every_s: 0.000001}} # after every step
   time:
     data: {{train: {rows}/time.jsonl}}
 """
@@ -75,13 +76,12 @@ def write_placement(directory: Path, ray: str) -> Path:
     return path
 
 
-def _write_rows(path: Path, words: dict[str, str], seed: int, rows_per_label: int = 60) -> None:
+def _write_rows(path: Path, words: dict[str, str], seed: int, count: int = 200) -> None:
     draw = random.Random(seed)
     lines = []
-    for number in range(rows_per_label):
-        for label, own in words.items():
-            picked = [*draw.sample(own.split(), 2), *draw.sample(_FILLERS, 4)]
-            draw.shuffle(picked)
-            text = " ".join([*picked, *str(number)])  # the number keeps rows apart
-            lines.append(json.dumps({"text": text, "label": label}))
-    path.write_text("\n".join(lines) + "\n")
+    for _ in range(count):
+        label = draw.choice(sorted(words))
+        picked = [*draw.choices(words[label].split(), k=3), *draw.choices(_FILLERS, k=2)]
+        draw.shuffle(picked)
+        lines.append(json.dumps({"text": " ".join(picked), "label": label}) + "\n")
+    path.write_text("".join(lines))

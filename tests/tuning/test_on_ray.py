@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray.air.execution._internal import RayActorManager
 
 from petl_ray.artifact import Dataset, Trial
 from petl_ray.errors import CapacityError, ClaimLost, PermanentError, PlanError, RunCancelled
@@ -58,6 +59,23 @@ def test_several_searches_share_one_run_and_end_as_each_would_alone(tmp_path: Pa
     alone = PlainStep(tmp_path / "alone")
     assert run(alone, specs[0], rows(alone, "a")).digest == found[0].digest
     assert all("seconds" not in json.dumps(table(step, trial)) for step, trial in zip(steps, found, strict=True))
+
+
+def test_all_trials_of_a_search_and_its_replay_pass_through_two_processes(
+    step: PlainStep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[object] = []
+    add = RayActorManager.add_actor
+
+    def count(manager: RayActorManager, *args: object, **kwargs: object) -> object:
+        started.append(kwargs["cls"])
+        return add(manager, *args, **kwargs)
+
+    monkeypatch.setattr(RayActorManager, "add_actor", count)
+    spec, dataset = ask(trials=12), rows(step)
+    for attempt in (1, 2):
+        run(step, spec, dataset)
+        assert len(started) == 2 * attempt
 
 
 def test_placement_changes_no_outcome(tmp_path: Path) -> None:
