@@ -6,10 +6,12 @@ its import name in whichever process does the work, so it needs no pickling and 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Generic, Protocol, cast, runtime_checkable
 
 from typing_extensions import TypeVar
@@ -147,6 +149,23 @@ class Verb(Generic[A_co]):
         """Answer many questions in one execution; one Artifact or PetlRayError each. Needs `packed`."""
         assert self.packed is not None, f"{self.name} answers one question at a time"
         return list(load(self.packed)(questions, steps, **dict(self.using_)))
+
+
+class Door(ModuleType):
+    """A room's package whose verbs keep their names.
+
+    A verb lives in a module of its own name, and Python puts a submodule that is loaded into its package under that
+    name: `petl_ray.training.train` would be the verb before the module was first needed and the module afterwards.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (isinstance(value, ModuleType) and isinstance(self.__dict__.get(name), Verb)):
+            super().__setattr__(name, value)
+
+
+def keep_verbs(package: str) -> None:
+    """Let the verbs that `package` has defined keep their names; a door's last line."""
+    sys.modules[package].__class__ = Door
 
 
 def load(path: str) -> Callable[..., Any]:

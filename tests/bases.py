@@ -4,12 +4,69 @@ from __future__ import annotations
 
 from pathlib import Path
 
-WORDS = """
-the a an and or not is was it this that my your our order bill card refund late broken screen app
-crash login password good bad great awful love hate fast slow please help thanks urgent today
-tomorrow never always why how price cheap money account team phone email box road day night red blue
-big small one two three
-""".split()
+WORDS = [
+    "the",
+    "a",
+    "an",
+    "and",
+    "or",
+    "not",
+    "is",
+    "was",
+    "it",
+    "this",
+    "that",
+    "my",
+    "your",
+    "our",
+    "order",
+    "bill",
+    "card",
+    "refund",
+    "late",
+    "broken",
+    "screen",
+    "app",
+    "crash",
+    "login",
+    "password",
+    "good",
+    "bad",
+    "great",
+    "awful",
+    "love",
+    "hate",
+    "fast",
+    "slow",
+    "please",
+    "help",
+    "thanks",
+    "urgent",
+    "today",
+    "tomorrow",
+    "never",
+    "always",
+    "why",
+    "how",
+    "price",
+    "cheap",
+    "money",
+    "account",
+    "team",
+    "phone",
+    "email",
+    "box",
+    "road",
+    "day",
+    "night",
+    "red",
+    "blue",
+    "big",
+    "small",
+    "one",
+    "two",
+    "three",
+]
 
 
 def _write_tokenizer(directory: Path, *, bert: bool) -> int:

@@ -70,6 +70,15 @@ def test_a_room_shows_its_verb_and_its_spec_at_its_door(room: str) -> None:
         assert callable(getattr(importlib.import_module(module), function))
 
 
+def test_a_verb_keeps_its_name_when_its_module_is_loaded() -> None:
+    for room in ROOMS:
+        door = importlib.import_module(f"petl_ray.{room}")
+        for name in door.__all__:
+            if isinstance(verb := getattr(door, name), Verb):
+                importlib.import_module(verb.function.partition(":")[0])
+                assert getattr(door, name) is verb
+
+
 def test_the_doors_are_light() -> None:
     heavy = {"torch", "ray", "mlflow", "transformers", "peft", "datasets", "bitsandbytes"}
     doors = [f"petl_ray.{room}" for room in ROOMS] + [f"petl_ray.{room}.spec" for room in ROOMS]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import yaml
 
-GLAD = "good great love thanks cheap fast please small blue day".split()
-SORRY = "bad awful hate broken slow late crash never expensive night".split()
+GLAD = ["good", "great", "love", "thanks", "cheap", "fast", "please", "small", "blue", "day"]
+SORRY = ["bad", "awful", "hate", "broken", "slow", "late", "crash", "never", "expensive", "night"]
 
 
 def write_rows(path: Path, count: int = 40, seed: int = 0) -> Path:

@@ -7,8 +7,10 @@ what a gate will make of the figures.
 
 from petl_ray.artifact import Report
 from petl_ray.evaluation.spec import EvalSpec
-from petl_ray.verb import Verb
+from petl_ray.verb import Verb, keep_verbs
 
 __all__ = ["EvalSpec", "evaluate"]
 
 evaluate: Verb[Report] = Verb(name="evaluate", version=1, function="petl_ray.evaluation.evaluate:evaluate")
+
+keep_verbs(__name__)

@@ -52,8 +52,9 @@ def running(conn: Connection, entry: Entry, now: float) -> None:
     _set(conn, entry.run_id, entry.name, attempts=steps.c.attempts + 1, **values)
 
 
-def succeeded(conn: Connection, entry: Entry, outcome: Artifact, now: float, *, hit: bool) -> None:
-    """Note an outcome. One that was found counts as a hit, unless this run had begun to compute it itself."""
+def succeeded(conn: Connection, entry: Entry, outcome: Artifact, now: float, *, hit: bool) -> bool:
+    """Note an outcome. One that was found counts as a hit, unless this run had begun to compute it itself; returns
+    whether it had."""
     if hit:  # else `running` has written the row
         _ensure(conn, entry)
     values: dict[str, Any] = {
@@ -64,9 +65,10 @@ def succeeded(conn: Connection, entry: Entry, outcome: Artifact, now: float, *, 
         "ended_at": now,
     }
     _set(conn, entry.run_id, entry.name, **values)
-    if hit:
-        fresh = (steps.c.run_id == entry.run_id) & (steps.c.name == entry.name) & (steps.c.attempts == 0)
-        conn.execute(update(steps).where(fresh).values(hit=1, started_at=now))
+    if not hit:
+        return True
+    fresh = (steps.c.run_id == entry.run_id) & (steps.c.name == entry.name) & (steps.c.attempts == 0)
+    return conn.execute(update(steps).where(fresh).values(hit=1, started_at=now)).rowcount == 0
 
 
 def failed(conn: Connection, entry: Entry, error: PetlRayError, now: float, state: str = "FAILED") -> None:

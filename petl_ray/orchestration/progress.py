@@ -59,12 +59,23 @@ def last_number(store: Store, name: str, fence: int) -> int:
     return max((int(key.split("/")[4]) for key in keys), default=0)
 
 
-def prune(store: Store, name: str, fence: int, keep: int = _KEPT) -> None:
-    """Delete all checkpoints but the newest `keep` of owners up to `fence`; a manifest goes before its files."""
-    mine = [home for home in _homes(store, name) if int(home.split("/")[3]) <= fence]
-    for home in mine[: len(mine) - keep] if keep else mine:
+def prune(store: Store, name: str, fence: int) -> None:
+    """Delete all checkpoints but the newest two of owners up to `fence`; a manifest goes before its files."""
+    mine = [home for home in _homes(store, name) if _fence_of(home) <= fence]
+    for home in mine[:-_KEPT]:
         for key in [f"{home}/manifest.json", *store.list(f"{home}/files/")]:
             store.delete(key)
+
+
+def clear(store: Store, name: str, fence: int | None = None) -> None:
+    """Delete every checkpoint of a step that is done, torn ones too; with `fence` only those of owners up to it."""
+    keys = [key for key in store.list(f"steps/{name}/progress/") if fence is None or _fence_of(key) <= fence]
+    for key in sorted(keys, key=lambda one: not one.endswith("/manifest.json")):
+        store.delete(key)
+
+
+def _fence_of(key: str) -> int:
+    return int(key.split("/")[3])
 
 
 def _homes(store: Store, name: str) -> list[str]:

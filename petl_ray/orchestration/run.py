@@ -4,6 +4,7 @@ deterministic; everything else (claims, commits, retries, the journal) happens b
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import itertools
 import threading
@@ -23,6 +24,7 @@ from petl_ray.orchestration.home import Opened
 from petl_ray.orchestration.journal import Entry
 from petl_ray.orchestration.pulse import Pulse
 from petl_ray.orchestration.retry import TRIES, patiently, pause_s, wait
+from petl_ray.orchestration.step import sweep
 from petl_ray.orchestration.why import question_of, why_miss
 from petl_ray.orchestration.work import Asked, Job, Reply, work
 from petl_ray.spec import Spec
@@ -219,11 +221,13 @@ class Run:
         return Reply(one.entry.name, artifact=standing.artifact)
 
     def _adopt(self, one: Asked, outcome: Artifact) -> None:
-        def note() -> None:
+        def note() -> bool:
             with self._opened.database.begin(durable=False) as conn:
-                journal.succeeded(conn, one.entry, outcome, self._opened.database.now(conn), hit=True)
+                return journal.succeeded(conn, one.entry, outcome, self._opened.database.now(conn), hit=True)
 
-        patiently(note, self.check)
+        if patiently(note, self.check):
+            with contextlib.suppress(PetlRayError):  # begun by this run, then killed: what lies about is of no use
+                sweep(self._opened, one.entry.name)
         self._pulse.outbox.post(self.id, "step.hit", one.entry.name, label=one.entry.label, verb=one.entry.verb)
 
     def _explained(self, one: Asked) -> Asked:

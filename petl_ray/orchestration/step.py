@@ -30,7 +30,7 @@ class ClaimedStep:
         self._opened, self.claim, self.entry, self._resources, self._pulse = opened, claim, entry, resources, pulse
         self._scratch: Path | None = None
         self._saved: int | None = None
-        self._has_progress = False
+        self._uses_progress = False
 
     @property
     def name(self) -> str:
@@ -68,14 +68,13 @@ class ClaimedStep:
         self._check_fence()
         store, fence = self._opened.store, self.claim.fence
         saved = progress.last_number(store, self.name, fence) if self._saved is None else self._saved
-        self._saved, self._has_progress = saved + 1, True
+        self._saved, self._uses_progress = saved + 1, True
         progress.save(store, self.name, self.entry.verb, fence, self._saved, directory, note)
         progress.prune(store, self.name, fence)
 
     def load_progress(self) -> Progress | None:
-        found = progress.newest(self._opened.store, self.name, self._room("progress"))
-        self._has_progress = self._has_progress or found is not None
-        return found
+        self._uses_progress = True
+        return progress.newest(self._opened.store, self.name, self._room("progress"))
 
     def record(self, key: str, value: Mapping[str, Any]) -> None:
         fault(self.entry.verb, "in-rung")
@@ -103,8 +102,8 @@ class ClaimedStep:
         """Remove what was only for this attempt; with `done`, its checkpoints too."""
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
-        if done and self._has_progress:
-            progress.prune(self._opened.store, self.name, self.claim.fence, keep=0)
+        if done and self._uses_progress:
+            progress.clear(self._opened.store, self.name, self.claim.fence)
 
     def _check_fence(self) -> None:
         with self._opened.database.read() as conn:
@@ -112,8 +111,20 @@ class ClaimedStep:
 
     def _room(self, name: str) -> Path:
         if self._scratch is None:
+            _remove_scratch(self._opened, self.name)  # of attempts that were killed: the claim is ours now
             work = self._opened.home.scratch / "work"
             work.mkdir(parents=True, exist_ok=True)
             self._scratch = Path(tempfile.mkdtemp(prefix=f"{self.name[:12]}-", dir=work))
         (self._scratch / name).mkdir(exist_ok=True)
         return self._scratch / name
+
+
+def sweep(place: Opened, name: str) -> None:
+    """Remove what attempts of a step that is done left behind when they were killed: scratch of here, checkpoints."""
+    _remove_scratch(place, name)
+    progress.clear(place.store, name)
+
+
+def _remove_scratch(place: Opened, name: str) -> None:
+    for left in (place.home.scratch / "work").glob(f"{name[:12]}-*"):
+        shutil.rmtree(left, ignore_errors=True)

@@ -207,8 +207,7 @@ def _settle(
 def _fail(place: Opened, one: Asked, claim: Claim, error: PetlRayError, pulse: Pulse) -> Reply:
     """Note a failure and give the step back; one whose claim was lost parks without a word: it is somebody else's."""
     if isinstance(error, ClaimLost):
-        pulse.outbox.post(one.entry.run_id, "step.parked", one.entry.name, **_shown(one.entry))
-        return Reply(one.entry.name)
+        return _park(one, pulse)
     state = (
         "PENDING" if isinstance(error, TemporaryError) else "CANCELLED" if isinstance(error, RunCancelled) else "FAILED"
     )
@@ -217,14 +216,19 @@ def _fail(place: Opened, one: Asked, claim: Claim, error: PetlRayError, pulse: P
             claim.check(conn)
             journal.failed(conn, one.entry, error, place.database.now(conn), state)
             claim.release(conn)
-    except ClaimLost:
-        return Reply(one.entry.name)
+    except ClaimLost:  # the error came of it: the next owner has removed the files of this attempt
+        return _park(one, pulse)
     except PetlRayError as worse:
         return Reply(one.entry.name, error=worse)
     pulse.outbox.post(
         one.entry.run_id, "step.failed", one.entry.name, **_shown(one.entry), error=str(error), state=state
     )
     return Reply(one.entry.name, error=error)
+
+
+def _park(one: Asked, pulse: Pulse) -> Reply:
+    pulse.outbox.post(one.entry.run_id, "step.parked", one.entry.name, **_shown(one.entry))
+    return Reply(one.entry.name)
 
 
 def _release(place: Opened, claims: list[Claim]) -> None:

@@ -10,7 +10,7 @@ day, for a plan to lock.
 
 from petl_ray.artifact import Adapter, Release
 from petl_ray.registry.spec import GateSpec, RegistrySpec
-from petl_ray.verb import Verb
+from petl_ray.verb import Verb, keep_verbs
 
 __all__ = ["GateSpec", "RegistrySpec", "current", "promote", "register"]
 
@@ -28,3 +28,6 @@ def current(task: str, database_url: str) -> Adapter | None:
 
     standing = champion(open_database(database_url), task)
     return standing.release.adapter if standing else None
+
+
+keep_verbs(__name__)

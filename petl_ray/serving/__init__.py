@@ -9,8 +9,10 @@ It must not know how an adapter was trained, why it was promoted, or which run a
 
 from petl_ray.artifact import Endpoint
 from petl_ray.serving.spec import ServeSpec
-from petl_ray.verb import Verb
+from petl_ray.verb import Verb, keep_verbs
 
 deploy: Verb[Endpoint] = Verb(name="deploy", version=1, function="petl_ray.serving.on_ray:deploy", drives_ray=True)
 
 __all__ = ["ServeSpec", "deploy"]
+
+keep_verbs(__name__)

@@ -10,7 +10,7 @@ places the work chooses between the first and the last by the number of workers 
 
 from petl_ray.artifact import Adapter
 from petl_ray.training.spec import TrainSpec
-from petl_ray.verb import Verb
+from petl_ray.verb import Verb, keep_verbs
 
 train: Verb[Adapter] = Verb(
     name="train",
@@ -21,3 +21,5 @@ train: Verb[Adapter] = Verb(
 )
 
 __all__ = ["TrainSpec", "train"]
+
+keep_verbs(__name__)

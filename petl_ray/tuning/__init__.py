@@ -7,7 +7,7 @@ must not see test rows: they are never shipped to a session.
 
 from petl_ray.artifact import Trial
 from petl_ray.tuning.spec import Limits, SearchSpec, planned_work
-from petl_ray.verb import Verb
+from petl_ray.verb import Verb, keep_verbs
 
 search: Verb[Trial] = Verb(
     name="search",
@@ -18,3 +18,5 @@ search: Verb[Trial] = Verb(
 )
 
 __all__ = ["Limits", "SearchSpec", "planned_work", "search"]
+
+keep_verbs(__name__)

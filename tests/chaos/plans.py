@@ -12,7 +12,7 @@ _MOODS = {
     "plain": "order bill card account phone email",
 }
 _TIMES = {"urgent": "urgent today never login crash password", "later": "tomorrow always team box road night"}
-_FILLERS = "the a my your our it this that is was app screen".split()
+_FILLERS = ["the", "a", "my", "your", "our", "it", "this", "that", "is", "was", "app", "screen"]
 
 PLAN = """
 version: 1

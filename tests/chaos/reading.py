@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from mlflow import MlflowClient
@@ -115,20 +116,23 @@ def assert_finished_like(home: Home, reference: dict[str, str]) -> None:
 
 
 def assert_nothing_half_written(place: Opened, done: set[str]) -> None:
-    """Objects are what their names say; below finished steps lie record and manifests, no checkpoints."""
+    """Objects are what their names say; below finished steps lie record and manifests, no
+    checkpoints; the places where attempts worked are gone."""
     assert isinstance(place.store, LocalStore)
     for path in sorted((place.store.root / "objects").rglob("*")):
         assert path.is_dir() or sha256_file(path) == path.name
     loose = [key for key in place.store.list("steps/") if key.split("/")[1] in done]
     assert [key for key in loose if "/manifest-" not in key and not key.endswith("/record.json")] == []
+    assert list((place.home.scratch / "work").iterdir()) == []
 
 
 def checkpointed_steps(home: Home) -> dict[str, int]:
     """By step of training: the optimizer step of its newest durable checkpoint."""
-    place, target = opened(home), Path(home.path) / "read"
+    place = opened(home)
     with place.database.read() as conn:
         names = conn.execute(select(steps.c.name).where(steps.c.verb == "train")).scalars().all()
-    found = {name: progress.newest(place.store, name, target) for name in names}
+    with TemporaryDirectory() as target:
+        found = {name: progress.newest(place.store, name, Path(target)) for name in names}
     return {name: int(one.note["step"]) for name, one in found.items() if one is not None}
 
 

@@ -30,7 +30,13 @@ TELLING = (
     "register:before-manifest",
     "promote:before-manifest",
 )
-COMMIT = ("claimed", "before-manifest", "after-manifest", "after-record", "after-journal")
+VERBS = ("prepare", "search", "train", "evaluate", "register", "promote")
+AROUND = ("claimed", "before-manifest", "after-record")  # no verb is past its record before the last of them
+BETWEEN = ("after-manifest", "after-journal")
+WITHIN = {
+    "search": ("in-rung:7", "mid-progress:1", "after-progress:2", "after-rung:2", "in-rung:2"),
+    "train": ("mid-progress:9", "after-progress:5"),
+}
 
 
 def chain(drivers: Drivers, site: Site, home: Home, faults: tuple[str, ...]) -> None:
@@ -55,20 +61,13 @@ def test_a_run_killed_in_every_kind_of_step_ends_like_an_undisturbed_one_and_red
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("verb", ["prepare", "search", "train", "evaluate", "register", "promote"])
-def test_a_run_killed_at_every_point_of_a_commit_redoes_nothing(
-    joining: Drivers, site: Site, home: Home, undisturbed: dict[str, str], verb: str
+@pytest.mark.parametrize("points", [AROUND, BETWEEN], ids=["around", "between"])
+def test_a_run_killed_at_every_point_of_every_step_redoes_nothing(
+    joining: Drivers, site: Site, home: Home, undisturbed: dict[str, str], points: tuple[str, ...]
 ) -> None:
-    chain(joining, site, home, tuple(f"{verb}:{point}" for point in COMMIT))
-    assert_finished_like(home, undisturbed)
-
-
-@pytest.mark.long
-def test_a_run_killed_around_rungs_trains_no_recorded_rung_again(
-    joining: Drivers, site: Site, home: Home, undisturbed: dict[str, str]
-) -> None:
-    points = ("in-rung:3", "after-rung:4", "mid-progress:1", "after-progress:2", "in-rung:4", "after-rung:3")
-    chain(joining, site, home, tuple(f"search:{point}" for point in points))
+    inside = WITHIN if points is AROUND else {}
+    faults = [f"{verb}:{point}" for verb in VERBS for point in (points[0], *inside.get(verb, ()), *points[1:])]
+    chain(joining, site, home, tuple(faults))
     assert_finished_like(home, undisturbed)
 
 

@@ -94,10 +94,13 @@ def test_the_newest_checkpoint_that_verifies_wins_whoever_wrote_it(tmp_path: Pat
     assert newest() == "late, from a stale owner"
     store.delete("steps/s/progress/000000000001/000003/manifest.json")
     assert newest() == "two"
-    progress.prune(store, "s", fence=1, keep=1)
+    progress.prune(store, "s", fence=2)
     assert newest() == "two"
-    progress.prune(store, "s", fence=2, keep=0)
-    assert progress.newest(store, "s", tmp_path / "found") is None
+    progress.clear(store, "s", fence=1)
+    left = store.list("steps/s/progress/")
+    assert left and all(key.startswith("steps/s/progress/000000000002/") for key in left)
+    progress.clear(store, "s")
+    assert store.list("steps/s/progress/") == []
 
 
 def test_a_pause_grows_keeps_to_the_errors_delay_and_is_bounded() -> None:

@@ -91,7 +91,7 @@ def test_a_process_short_of_memory_trains_on(tiny_bert: Path, tmp_path: Path) ->
         session.admit("a", spec, step.fetch(dataset(step, rows=1100)))
         status = Path("/proc/self/status").read_text()
         now = int(status.split("VmSize:")[1].split()[0]) * 1024
-        resource.setrlimit(resource.RLIMIT_AS, (now + (120 << 20), resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_AS, (now + (60 << 20), resource.RLIM_INFINITY))
         print(session.advance({"a": 1.0})["a"]["loss"], session.budget.halvings)
     """
     command = [sys.executable, "-c", textwrap.dedent(script), str(tiny_bert), str(tmp_path)]
