@@ -25,6 +25,14 @@ def free_port() -> int:
         return int(door.getsockname()[1])
 
 
+def until(happened: Callable[[], bool]) -> None:
+    """Wait for something that must happen; a test that waits for ever fails by this."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not happened():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.05)
+
+
 @dataclass
 class Drivers:
     """The drivers of one test. `address` is the Ray cluster they join where they would start one of their own."""
@@ -80,11 +88,12 @@ class Driver:
 
     def until(self, happened: Callable[[], bool]) -> None:
         """Wait until something has happened in the home while the driver lives."""
-        deadline = time.monotonic() + PATIENCE_S
-        while not happened():
+
+        def lives_and_did() -> bool:
             assert self.process.poll() is None, f"the driver ended before it happened: {self.said}"
-            assert time.monotonic() < deadline, f"it never happened: {self.said}"
-            time.sleep(0.02)
+            return happened()
+
+        until(lives_and_did)
 
     @property
     def said(self) -> str:

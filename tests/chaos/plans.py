@@ -38,6 +38,7 @@ defaults:
       learning_rate: {{loguniform: [3e-3, 2e-2]}}
       method.rank: [2, 4]
   evaluation: {{resamples: 200}}
+  gate: {{yardsticks: [majority]}}
 tasks:
   mood:
     data: {{train: {rows}/mood.jsonl}}

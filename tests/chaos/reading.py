@@ -12,6 +12,7 @@ from sqlalchemy import select
 
 from petl_ray.fingerprint import sha256_file
 from petl_ray.orchestration import Home, progress, runs
+from petl_ray.orchestration.claims import holders
 from petl_ray.orchestration.home import Opened, opened
 from petl_ray.store.local import LocalStore
 from petl_ray.store.tables import claims, events, facts, promotions, steps
@@ -153,6 +154,14 @@ def manifests(home: Home) -> dict[str, int]:
     """How many attempts wrote a manifest, by step: two would have computed it twice."""
     keys = [key.split("/")[1] for key in opened(home).store.list("steps/") if "/manifest-" in key]
     return {name: keys.count(name) for name in keys}
+
+
+def is_quiet(home: Home) -> bool:
+    """Whether nobody alive holds anything: workers outlive their driver by seconds and go on recording."""
+    place = opened(home)
+    with place.database.read() as conn:
+        names = conn.execute(select(claims.c.name)).scalars().all()
+        return not holders(place.database, conn, names)
 
 
 def expired(home: Home, name: str) -> bool:

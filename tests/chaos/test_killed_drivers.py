@@ -8,12 +8,13 @@ import pytest
 
 from petl_ray.orchestration import Home
 from tests.chaos.conftest import Site
-from tests.chaos.driving import KILLED, Drivers, free_port
+from tests.chaos.driving import KILLED, Drivers, free_port, until
 from tests.chaos.plans import write_plan
 from tests.chaos.reading import (
     assert_finished_like,
     assert_nothing_lost_or_redone,
     checkpointed_steps,
+    is_quiet,
     kept,
     states,
     the_run,
@@ -106,6 +107,7 @@ def test_a_driver_killed_on_its_own_ray_at_any_moment_redoes_nothing(
         driver = drivers.start(site.plan, home.path, site.on_ray)
         driver.until(lambda happened=happened: (home.path / "journal.db").exists() and happened())  # type: ignore[misc]
         driver.kill()
+        until(lambda: is_quiet(home))
         if before is not None:
             assert_nothing_lost_or_redone(home, before)
         before = kept(home)
