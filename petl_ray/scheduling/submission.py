@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import shlex
 import tempfile
@@ -60,19 +61,21 @@ class Cluster:
     def client(self) -> Iterator[Any]:
         """A job client; RAY_ADDRESS, which would override the address, is set aside meanwhile."""
         from ray.dashboard.modules.job.sdk import JobSubmissionClient
+        from ray.exceptions import AuthenticationError
 
+        for chatter in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
+            logging.getLogger(chatter).setLevel(logging.WARNING)
         aside = {name: os.environ.pop(name) for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS") if name in os.environ}
         try:
             headers = {"Authorization": f"Bearer {self.token}"} if self.token else None
             yield JobSubmissionClient(self.address, headers=headers)
-        except ConnectionError as error:
-            raise TemporaryError(f"cluster {self.address}", "no answer", str(error)[:120], "Is it up?") from error
-        except RuntimeError as error:
-            if "401" in str(error) or "uthenticat" in str(error):
-                raise PlanError(
-                    f"cluster {self.address}", "refused the token", do="Pass the cluster's token with --token-file"
-                ) from error
-            raise TemporaryError(f"cluster {self.address}", str(error).splitlines()[0][:200], delay_s=2.0) from error
+        except AuthenticationError as error:
+            found = "refused this token" if self.token else "asks for a token, and none was found"
+            do = "Pass the cluster's token with --token-file"
+            raise PlanError(f"cluster {self.address}", found, "whoever may submit may run code there", do) from error
+        except (OSError, RuntimeError) as error:  # what requests raises is an OSError, Ray's ConnectionError too
+            said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise TemporaryError(f"cluster {self.address}", "no answer", said, "Is it up?", delay_s=2.0) from error
         finally:
             os.environ.update(aside)
 

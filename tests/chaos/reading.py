@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -69,13 +70,18 @@ def _versions(home: Home) -> dict[str, list[str]]:
     return found
 
 
-def assert_nothing_lost_or_redone(home: Home, before: Kept) -> None:
-    """What was kept before is kept as it was, and no event after it tells of its being computed again."""
+def assert_nothing_lost(home: Home, before: Kept) -> None:
+    """What was kept before is kept as it was: the same attempt's record, the same owner's fact, the same rows."""
     now = kept(home)
     assert {name: now.records[name] for name in before.records} == before.records
     assert {name: now.attempts[name] for name in before.attempts} == before.attempts
     assert {key: now.facts[key] for key in before.facts} == before.facts
     assert {key: now.promotions[key] for key in before.promotions} == before.promotions
+
+
+def assert_nothing_lost_or_redone(home: Home, before: Kept) -> None:
+    """Nothing is lost, and no event after what was kept tells of its being computed again."""
+    assert_nothing_lost(home, before)
     with opened(home).database.read() as conn:
         told = conn.execute(select(events).where(events.c.id > before.newest_event)).all()
     begun = {row.step for row in told if row.event == "step.start"}
@@ -117,13 +123,13 @@ def assert_finished_like(home: Home, reference: dict[str, str]) -> None:
 
 
 def assert_nothing_half_written(place: Opened, done: set[str]) -> None:
-    """Objects are what their names say; below finished steps lie record and manifests, no
-    checkpoints; the places where attempts worked are gone."""
+    """Objects are what their names say; below finished steps lies the record, no
+    checkpoint; the places where attempts worked are gone."""
     assert isinstance(place.store, LocalStore)
     for path in sorted((place.store.root / "objects").rglob("*")):
         assert path.is_dir() or sha256_file(path) == path.name
     loose = [key for key in place.store.list("steps/") if key.split("/")[1] in done]
-    assert [key for key in loose if "/manifest-" not in key and not key.endswith("/record.json")] == []
+    assert [key for key in loose if not key.endswith("/record.json")] == []
     assert list((place.home.scratch / "work").iterdir()) == []
 
 
@@ -150,10 +156,10 @@ def states(home: Home, verb: str) -> list[str]:
         return list(conn.execute(select(steps.c.state).where(steps.c.verb == verb)).scalars())
 
 
-def manifests(home: Home) -> dict[str, int]:
-    """How many attempts wrote a manifest, by step: two would have computed it twice."""
-    keys = [key.split("/")[1] for key in opened(home).store.list("steps/") if "/manifest-" in key]
-    return {name: keys.count(name) for name in keys}
+def times_computed(home: Home) -> dict[str, int]:
+    """How often each step ended in an outcome of its own, over all runs; what was found does not count."""
+    with opened(home).database.read() as conn:
+        return Counter(conn.execute(select(events.c.step).where(events.c.event == "step.done")).scalars())
 
 
 def is_quiet(home: Home) -> bool:

@@ -167,10 +167,12 @@ def test_a_lost_replica_is_replaced_and_answers_with_the_same_adapters(site: Sit
 
 def _replica_pids() -> list[int]:
     from ray import serve
+    from ray._private.worker import global_worker
     from ray.util.state import list_actors
 
+    dashboard = global_worker.node.webui_url  # this cluster's: other clusters may be up on this machine
     bases = [name for name in serve.status().applications if name.startswith("petl-ray-base-")]
-    alive = list_actors(filters=[("state", "=", "ALIVE")])
+    alive = list_actors(address=f"http://{dashboard}", filters=[("state", "=", "ALIVE")])
     return [actor.pid for actor in alive for base in bases if actor.class_name == f"ServeReplica:{base}:BankReplica"]
 
 
