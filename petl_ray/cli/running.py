@@ -43,9 +43,7 @@ def run(
         else:
             print_results(summary)
             _print_samples(summary, samples)
-            remark(
-                f"{watch.counts['done']} steps computed, {watch.counts['hit']} found, {watch.counts['failed']} failed."
-            )
+            remark(watch.told())
         if keep_serving and summary.endpoint:
             stay(summary.endpoint)
     if not summary.succeeded:

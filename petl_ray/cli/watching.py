@@ -33,6 +33,8 @@ class Watch:
         self._live = Live(console=err, refresh_per_second=4, transient=True, get_renderable=self._draw)
         self._drawing = err.is_terminal and not silent
         self.counts = {"hit": 0, "done": 0, "failed": 0}
+        self.verbs: set[str] = set()
+        self._began_s = time.monotonic()
 
     def __enter__(self) -> Self:
         if self._drawing:
@@ -44,6 +46,14 @@ class Watch:
     ) -> None:
         if self._drawing:
             self._live.stop()
+
+    def told(self) -> str:
+        """What the run did, in a sentence or two."""
+        text = f"{self.counts['done']} steps computed, {self.counts['hit']} found"
+        text += f", {self.counts['failed']} failed" if self.counts["failed"] else ""
+        text += f", {time.monotonic() - self._began_s:.0f} s."
+        idle = not self.verbs & {"search", "train"} and self.counts["hit"]
+        return f"Searched and trained nothing: every outcome was known. {text}" if idle else text
 
     def __call__(self, event: Event) -> None:
         """Draw one event."""
@@ -71,6 +81,8 @@ class Watch:
             self._active.pop(step, None)
             if what in self.counts:
                 self.counts[what] += 1
+            if what == "done":
+                self.verbs.add(str(facts.get("verb")))
             mark, style = _MARKS[what]
             said = {"hit": "found, nothing to do", "failed": str(facts.get("error", "failed")), "parked": "parked"}
             took = f"{facts['seconds']:.1f} s" if what == "done" and facts.get("seconds") is not None else ""
@@ -100,10 +112,24 @@ class Watch:
 
 
 def progress(event: str, facts: Mapping[str, Any]) -> str:
-    """One progress event in words: its numbers, in the order given."""
-    told = [f"{name} {_number(value)}" for name, value in facts.items() if isinstance(value, int | float | str)]
-    return f"{event.rpartition('.')[2]}: {', '.join(told)}"
+    """One progress event in words."""
+    told = {name: _number(value) for name, value in facts.items() if isinstance(value, int | float | str)}
+    if event == "train.step":
+        return "step {step} of {steps}, loss {loss}, {tokens_per_s} tokens/s, {eta_s} s to go".format_map(_Known(told))
+    if event == "train.validated":
+        return "step {step}: validation {metric} {score}".format_map(_Known(told))
+    if event == "search.rung":
+        verb = "replays" if facts.get("replayed") else "reached"
+        return f"trial {{trial}} {verb} rung {{rung}}: {{score}}, best so far {{best}}".format_map(_Known(told))
+    if event == "evaluate.rows":
+        return "{done} of {total} rows".format_map(_Known(told))
+    return ", ".join(f"{name} {value}" for name, value in told.items() if name not in ("label", "key"))
+
+
+class _Known(dict[str, str]):
+    def __missing__(self, key: str) -> str:
+        return "?"
 
 
 def _number(value: float | str) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -26,7 +26,7 @@ TUNED, DEFAULT, HEAD_ONLY, CHAMPION = "tuned", "default", "head_only", "champion
 # The yardstick of every classification task: a linear head on frozen features, trained to convergence. A head alone
 # wants a larger step than an adapter and costs no backward pass through the base, so it gets more epochs.
 HEAD_LEARNING_RATE = 1e-2
-HEAD_EPOCHS_FACTOR = 2.0
+HEAD_EPOCHS_FACTOR = 3.0
 
 
 class LockedTask(Spec):
