@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # An index to take torch from, e.g. one with CUDA or CPU builds; empty: pip's own.
 TORCH_INDEX ?=
+TORCH := torch>=2.8,<2.14
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
@@ -17,12 +18,13 @@ help:
 	@echo "make bench      the benchmarks, into docs/benchmarks.md"
 
 setup: $(VENV)/.dev
+
 $(VENV)/.python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "petl-ray needs Python 3.11 or newer: set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 $(VENV)/.torch: $(VENV)/.python
-	$(if $(TORCH_INDEX),$(PIP) install --index-url $(TORCH_INDEX) "torch>=2.8,<2.14",@true)
+	if [ -n "$(TORCH_INDEX)" ]; then $(PIP) install --index-url "$(TORCH_INDEX)" "$(TORCH)"; fi
 	@touch $@
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	@echo "installing petl-ray and what it stands on into $(VENV) (some minutes, once)"

@@ -110,7 +110,8 @@ class Verb(Generic[A_co]):
     """A room's verb by its import name; `Verb[Adapter]` is one that answers with an Adapter.
 
     `version` is raised when the meaning changes: old outcomes are then no longer found. `drives_ray` marks a verb that
-    only drives other Ray work and so reserves no core. `packed` names a function answering many questions in one
+    only drives other Ray work and so reserves no core; `transient` an effect that may end with its process (servers on a
+    local Ray), and so is done again when a run is taken up. `packed` names a function answering many questions in one
     execution, `packed(questions, steps, **using) -> list[Artifact | PetlRayError]`. `distributed` names a function with
     the signature of `function` that spreads one question over `resources.workers` processes of a Ray cluster; the
     placement alone chooses it (workers > 1), so it is no part of the identity.
@@ -122,6 +123,7 @@ class Verb(Generic[A_co]):
     packed: str | None = None
     distributed: str | None = None
     drives_ray: bool = False
+    transient: bool = False
     using_: tuple[tuple[str, Verb[Any]], ...] = field(default=())
 
     @property

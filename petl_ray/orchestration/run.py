@@ -163,7 +163,8 @@ class Run:
         name = fingerprint(verb.identity, question.spec, question.inputs)
         told = label or f"{verb.name} {_item.get()}".strip()
         if kind == "do":
-            name = sha256_of({"do": self.id, "label": told, "step": name})
+            times = self._claim.fence if verb.transient else 0  # each driver of a run has a fence of its own
+            name = sha256_of({"do": self.id, "label": told, "step": name, "times": times})
         entry = Entry(
             run_id=self.id,
             name=name,

@@ -11,7 +11,9 @@ from petl_ray.artifact import Endpoint
 from petl_ray.serving.spec import ServeSpec
 from petl_ray.verb import Verb, keep_verbs
 
-deploy: Verb[Endpoint] = Verb(name="deploy", version=1, function="petl_ray.serving.on_ray:deploy", drives_ray=True)
+deploy: Verb[Endpoint] = Verb(
+    name="deploy", version=1, function="petl_ray.serving.on_ray:deploy", drives_ray=True, transient=True
+)
 
 __all__ = ["ServeSpec", "deploy"]
 

@@ -123,8 +123,8 @@ def assert_finished_like(home: Home, reference: dict[str, str]) -> None:
 
 
 def assert_nothing_half_written(place: Opened, done: set[str]) -> None:
-    """Objects are what their names say; below finished steps lies the record, no
-    checkpoint; the places where attempts worked are gone."""
+    """Objects are what their names say; below finished steps lies the record and no checkpoint;
+    the places where attempts worked are gone."""
     assert isinstance(place.store, LocalStore)
     for path in sorted((place.store.root / "objects").rglob("*")):
         assert path.is_dir() or sha256_file(path) == path.name
