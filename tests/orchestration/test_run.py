@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,20 @@ def test_an_effect_happens_once_in_a_run_and_again_in_the_next(either_home: Home
         assert first.about["run"] == run.id
     with starter(either_home)(locked={"plan": 2}) as other:
         other.do(greet, spec)
+    assert lines(tally) == ["greet-1", "greet-1"]
+
+
+def test_an_effect_that_ends_with_its_process_is_done_again_when_a_run_is_taken_up(
+    either_home: Home, tally: str
+) -> None:
+    spec, serving = CountSpec(number=1, tally=tally), replace(greet, transient=True)
+    with pytest.raises(KeyboardInterrupt), starter(either_home)() as run:
+        run.do(serving, spec)
+        run.do(serving, spec)
+        raise KeyboardInterrupt
+    with starter(either_home)() as again:
+        assert again.id == run.id
+        again.do(serving, spec)
     assert lines(tally) == ["greet-1", "greet-1"]
 
 
