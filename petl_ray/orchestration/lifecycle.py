@@ -152,6 +152,8 @@ def _leave(place: Opened, run: Run, claim: Claim, error: BaseException | None) -
             ended_at = place.database.now(conn)
             values = {"state": state, "summary": run.summary, "error": told, "ended_at": ended_at}
             conn.execute(update(runs).where(runs.c.id == run.id).values(values))
+            left = (steps.c.run_id == run.id) & steps.c.state.in_(("PENDING", "RUNNING"))  # by a driver that was killed
+            conn.execute(update(steps).where(left).values(state="CANCELLED", ended_at=ended_at))
         claim.release(conn)
     run.report("run.end" if state else "run.interrupted", state=state or "RESUMABLE")
 

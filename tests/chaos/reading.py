@@ -113,12 +113,14 @@ def assert_finished_like(home: Home, reference: dict[str, str]) -> None:
     only = the_run(home)
     assert only["state"] == "SUCCEEDED"
     found = shown_steps(home, only["id"])
-    assert {one["state"] for one in found} == {"SUCCEEDED"}
+    given_up = [one["verb"] for one in found if one["state"] != "SUCCEEDED"]
+    assert set(given_up) <= {"deploy"}, "a killed driver's servers are deployed anew, every other step is taken up"
     assert outcomes(home, only["id"]) == reference
     now = kept(home)
     assert now.versions == {"petl-ray.mood": ["1"], "petl-ray.time": ["1"]}
     assert sorted(task for task, _, _ in now.promotions.values()) == ["mood", "time"]
-    assert set(now.records) == {one["name"] for one in found}
+    assert {one["name"] for one in found if one["state"] == "SUCCEEDED"} <= set(now.records)
+    assert set(now.records) <= {one["name"] for one in found}
     assert_nothing_half_written(opened(home), set(now.records))
 
 

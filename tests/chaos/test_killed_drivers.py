@@ -133,6 +133,7 @@ def test_a_driver_killed_while_it_deploys_deploys_the_same_releases(
         assert set(before.promotions) == {1, 2}
     driver = drivers.run(plan, home.path, site.on_ray)
     assert driver.process.returncode == 0, driver.said
+    assert sorted(states(home, "deploy")) == ["CANCELLED", "CANCELLED", "CANCELLED", "SUCCEEDED"]
     assert '"provenance"' in driver.said[driver.said.index('"samples"') :], "nothing answered"
     assert_nothing_lost_or_redone(home, before)
     assert_finished_like(home, undisturbed)
