@@ -195,8 +195,11 @@ class SlotSession(Protocol):
     def drop(self, key: str) -> None:
         """Free the slot of `key`."""
 
-    def estimate(self, spec: Spec) -> dict[str, float]:
-        """Before anything is paid: `trained_share` (0…1) and `memory_bytes` of one slot for `spec`."""
+    def estimate(self, spec: Spec, labels: int) -> dict[str, float]:
+        """Before anything is paid: `trained_share` (0…1) and `memory_bytes` of one slot for `spec` with so many labels.
+
+        It follows from the question alone: not from what the session has seen, nor from the machine.
+        """
 
 
 class TrainsSlots(Protocol):

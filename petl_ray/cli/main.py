@@ -15,8 +15,6 @@ from petl_ray.cli import adapters, plans, running, runs, schedules, serving, sub
 from petl_ray.cli.screen import complain  # noqa: E402
 from petl_ray.errors import PetlRayError  # noqa: E402
 
-INTERRUPTED = 130
-
 app = typer.Typer(
     name="petl-ray",
     help="One frozen base, many adapters: durable pipelines on Ray for parameter-efficient transfer learning.",
@@ -55,6 +53,7 @@ def main() -> None:
         complain(str(error))
         sys.exit(error.exit_code)
     except SystemExit as leaving:
-        if leaving.code == INTERRUPTED:
+        cause = leaving.__context__.__cause__ if leaving.__context__ else None
+        if isinstance(cause, KeyboardInterrupt):
             complain("Interrupted. What was recorded stays; the same command goes on from there.")
         raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from contextlib import suppress
 from typing import Annotated
 
@@ -75,9 +77,8 @@ def _print_samples(summary: Summary, samples: dict[str, object]) -> None:
         task, answer = next(iter(samples.items()))
         assert isinstance(answer, dict)
         out.print("Try it yourself: `petl-ray serve`, then", markup=False)
-        text = str(answer["input"]).replace("'", "’").replace('"', "”")
-        body = f'{{"model": "{task}", "input": "{text}"}}'
+        body = shlex.quote(json.dumps({"model": task, "input": answer["input"]}, ensure_ascii=False))
         out.print(
-            f"  curl {summary.endpoint}/v1/classify -H 'content-type: application/json' -d '{body}'",
+            f"  curl {summary.endpoint}/v1/classify -H 'content-type: application/json' -d {body}",
             markup=False, soft_wrap=True,
         )  # fmt: skip

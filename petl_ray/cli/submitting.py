@@ -18,7 +18,12 @@ def submit(
     ],
     token_file: Annotated[Path | None, typer.Option("--token-file", help="A file holding the cluster's token.")] = None,
     cluster: Annotated[Path | None, typer.Option("--cluster", help="A placement YAML that travels along.")] = None,
-    remote_home: Annotated[str | None, typer.Option("--remote-home", help="PETL_RAY_HOME there.")] = None,
+    remote_home: Annotated[
+        str | None,
+        typer.Option(
+            "--remote-home", help="Where it keeps everything (default: PETL_RAY_HOME there, else ~/.petl-ray)."
+        ),
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Do not follow the log.")] = False,
     settings: Settings = None,
     tasks: Tasks = None,
@@ -34,5 +39,9 @@ def submit(
     remark(f"{'Attached to' if job.attached else 'Submitted'} {job.id} on {job.address}.")
     if detach:
         return
-    code = follow(where, job.id, lambda text: out.print(text, end="", markup=False, soft_wrap=True))
+    try:
+        code = follow(where, job.id, lambda text: out.print(text, end="", markup=False, soft_wrap=True))
+    except KeyboardInterrupt:
+        remark(f"{job.id} goes on without you; the same command follows it again.")
+        raise typer.Exit(130) from None
     raise typer.Exit(code)

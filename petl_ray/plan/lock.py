@@ -6,10 +6,18 @@ from collections.abc import Callable
 
 from petl_ray import data
 from petl_ray.artifact import Adapter
+from petl_ray.data import prepare
+from petl_ray.evaluation import evaluate
 from petl_ray.models import resolve
 from petl_ray.models.spec import LockedBase
 from petl_ray.plan.locked import LockedPlan, LockedTask
 from petl_ray.plan.spec import Plan, TaskPlan
+from petl_ray.registry import promote, register
+from petl_ray.serving import deploy
+from petl_ray.training import train
+from petl_ray.tuning import search
+
+VERBS = (prepare, search, train, evaluate, register, promote, deploy)
 
 
 def lock(plan: Plan, champion: Callable[[str], Adapter | None] = lambda task: None) -> LockedPlan:
@@ -25,6 +33,7 @@ def lock(plan: Plan, champion: Callable[[str], Adapter | None] = lambda task: No
         tasks={key: _lock_task(task, base, champion(key)) for key, task in plan.tasks.items()},
         registry=plan.registry,
         serving=plan.serving,
+        verbs={verb.name: verb.version for verb in VERBS},
     )
 
 

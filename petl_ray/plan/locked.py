@@ -50,6 +50,7 @@ class LockedPlan(Spec):
     tasks: dict[str, LockedTask]
     registry: RegistrySpec
     serving: ServeSpec | None
+    verbs: dict[str, int]  # versions: a verb that means something new makes another plan
 
     @property
     def digest(self) -> str:

@@ -7,7 +7,7 @@ here, so that a room's Spec is the only place that knows its fields.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
@@ -23,12 +23,14 @@ from petl_ray.tuning import SearchSpec
 TaskName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 UNLOCKED = {"pinned": {"uri": "unlocked", "digest": "0" * 64}, "precision": "fp32"}
 
+ROLES = ("head_only", "default", "majority", "base")  # who a candidate can be held against beside the champion
+
 # Keys of the rooms' Specs that a plan fills in itself: key -> where the user writes it instead.
 GIVEN = {
     "data": {"task": "the task's own key", "task_type": "tasks.NAME.type"},
     "training": {"base": "base, at the top of the plan", "task_type": "tasks.NAME.type"},
     "search": {"recipe": "tasks.NAME.training", "recipe_spec": "tasks.NAME.training"},
-    "evaluation": {"roles": "tasks.NAME.yardsticks"},
+    "evaluation": {"roles": "the plan itself, which knows the rivals"},
 }
 
 
@@ -41,6 +43,19 @@ class TaskPlan(Spec):
     search: SearchSpec | None = Field(default=None, description="left out: the default recipe is trained as it stands")
     evaluation: EvalSpec = EvalSpec()
     gate: GateSpec = GateSpec()
+
+    @model_validator(mode="after")
+    def _measurable(self) -> Self:
+        if self.type == "causal_lm" and self.evaluation.metric in ("macro_f1", "matthews"):
+            raise ValueError(
+                f"evaluation.metric: got {self.evaluation.metric}; a causal_lm task has no labels. Use loss"
+            )
+        if self.type == "classification" and self.evaluation.metric == "perplexity":
+            raise ValueError("evaluation.metric: got perplexity; a classification task has none. Use accuracy or loss")
+        odd = [name for name in self.gate.yardsticks if name not in ROLES]
+        if odd:
+            raise ValueError(f"gate.yardsticks: got {odd[0]}; no report has it. Choose among {', '.join(ROLES)}")
+        return self
 
 
 class Plan(Spec):
@@ -72,7 +87,7 @@ def _with_given(name: str, task: Any, document: Mapping[str, Any]) -> Any:
         part = task.get(room)
         for key in keys:
             if isinstance(part, Mapping) and key in part:
-                raise ValueError(f"tasks.{name}.{room}.{key}: belongs to {keys[key]}. Write it there")
+                raise ValueError(f"tasks.{name}.{room}.{key}: is given by {keys[key]}. Leave it out here")
     kind = task.get("type", "classification")
     given = dict(task)
     if isinstance(task.get("data"), Mapping):

@@ -20,6 +20,9 @@ from petl_ray.scheduling.luggage import digest_of, pack, travelling
 
 POLL_S = 1.0
 PATIENCE_S = 120.0
+READY_S = 60.0
+# The working directory of a job is a copy that Ray throws away; what a run keeps must not lie in it.
+HOME_THERE = ' --home "${PETL_RAY_HOME:-$HOME/.petl-ray}"'
 _OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -101,7 +104,8 @@ def submit(
     words += [word for task in tasks for word in ("--task", task)]
     words += ["--cluster", str(placement.absolute().relative_to(root)) if placement else "auto"]
     words += ["--home", home] if home else []
-    name = f"petl-ray-{digest_of(files, root, words)[:20]}"
+    entrypoint = shlex.join(words) + ("" if home else HOME_THERE)
+    name = f"petl-ray-{digest_of(files, root, [entrypoint])[:20]}"
     with cluster.client() as client:
         states = {job.submission_id: str(job.status.value) for job in client.list_jobs() if job.submission_id}
         for attempt in range(1, 1000):
@@ -113,9 +117,22 @@ def submit(
                 return Submission(job_id, cluster.address, attached=True, state=state)
             with tempfile.TemporaryDirectory(prefix="petl-ray-submit-") as folder:
                 runtime_env = {"working_dir": str(pack(files, root, Path(folder)))}
-                client.submit_job(entrypoint=shlex.join(words), submission_id=job_id, runtime_env=runtime_env)
+                _submit_job(client, entrypoint=entrypoint, submission_id=job_id, runtime_env=runtime_env)
             return Submission(job_id, cluster.address, attached=False, state="PENDING")
     raise ConflictError(name, "has failed a thousand times", do="Look at its logs")
+
+
+def _submit_job(client: Any, **job: Any) -> None:
+    """Submit; a cluster that has only just started says for some seconds that nobody is there to take the job."""
+    deadline = time.monotonic() + READY_S
+    while True:
+        try:
+            client.submit_job(**job)
+            return
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_S)
 
 
 def follow(cluster: Cluster, job_id: str, write: Callable[[str], None]) -> int:

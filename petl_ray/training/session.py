@@ -102,15 +102,11 @@ class Session:
         self._bank.free(occupant.slot)
         self._free.append(occupant.slot)
 
-    def estimate(self, spec: Spec) -> dict[str, float]:
-        """Before anything is paid: `trained_share` (0…1) and `memory_bytes` of one slot for `spec`.
-
-        Heads are counted with the most labels that this session has read so far, two if none.
-        """
+    def estimate(self, spec: Spec, labels: int) -> dict[str, float]:
+        """Before anything is paid: `trained_share` (0…1) and `memory_bytes` of one slot for `spec` with so many labels."""
         spec = _training(spec)
-        labels = max((rows.task.head_size(rows.labels) for rows in self._rows.values()), default=2)
         parameters = count_parameters(self.loaded.model, spec.method, labels)
-        tokens = min(spec.batch_size * spec.max_length, spec.tokens_per_step or self.budget.tokens or 1 << 62)
+        tokens = min(spec.batch_size * spec.max_length, spec.tokens_per_step or 1 << 62)
         memory = memory_estimate(self.loaded, spec.method, labels, tokens)
         return {"trained_share": parameters / self.loaded.parameters, "memory_bytes": float(memory)}
 

@@ -66,7 +66,9 @@ class Hunt:
         """What a trial asks of its pack next."""
         recipe = candidate.spec.model_dump(mode="json")
         target = self.spec.rungs[candidate.rung]
-        return Order(self.name, candidate.number, candidate.rung, target, recipe, self.spec.recipe_spec)
+        return Order(
+            self.name, candidate.number, candidate.rung, target, recipe, self.spec.recipe_spec, len(self.dataset.labels)
+        )
 
     def started(self, candidate: Candidate) -> None:
         """A trial has been given a place."""

@@ -21,6 +21,12 @@ from petl_ray.spec import Spec
 from petl_ray.tuning.ledger import Files, read_files, write_files
 from petl_ray.verb import SlotSession, TrainsSlots, load
 
+SHARED = (
+    "base",
+    "task_type",
+    "gradient_checkpointing",
+)  # trials that differ in one of these need sessions of their own
+
 
 @dataclass(frozen=True)
 class Order:
@@ -32,6 +38,7 @@ class Order:
     target: float
     recipe: dict[str, Any]
     recipe_spec: str
+    labels: int
 
     @property
     def key(self) -> str:
@@ -81,7 +88,7 @@ class Pack:
         for order in orders:
             try:
                 spec = order.spec()
-                weights.append(dict(self._session(spec).estimate(spec)))
+                weights.append(dict(self._session(spec).estimate(spec, order.labels)))
             except PermanentError as error:
                 weights.append({"refused": str(error)})
         return weights
@@ -152,11 +159,11 @@ class Pack:
             session.drop(key)
 
     def _session(self, spec: Spec) -> SlotSession:
-        base = sha256_of(getattr(spec, "base", None))
-        if base not in self._sessions:
+        shared = sha256_of([getattr(spec, name, None) for name in SHARED])
+        if shared not in self._sessions:
             open_session = cast("TrainsSlots", load(self._door))
-            self._sessions[base] = open_session(spec, self._slots, self._threads)
-        return self._sessions[base]
+            self._sessions[shared] = open_session(spec, self._slots, self._threads)
+        return self._sessions[shared]
 
     def _checkpoint(self, key: str, rung: int) -> Path:
         return self._directory / "checkpoints" / key / str(rung)

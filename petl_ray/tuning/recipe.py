@@ -64,10 +64,6 @@ class Recipe:
 
     def _check(self, path: str, domain: Domain, spec: SearchSpec) -> None:
         """A path that no value makes valid is a slip, unless another field of the space decides what is valid there."""
-        if spec.algorithm == "grid" and listed(domain) is None:
-            raise PlanError(
-                f"search.space.{path}", f"got {domain.kind}", "a grid needs countable values", "List the values"
-            )
         if any(other.split(".")[-1] == "kind" for other in spec.space):
             return
         trials = domain.values if isinstance(domain, Choice) else (domain.low,)

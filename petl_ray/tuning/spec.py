@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self, cast
 from pydantic import Field, field_validator, model_validator
 
 from petl_ray.spec import NOT_IDENTITY, Json, Spec
-from petl_ray.tuning.domains import Domain
+from petl_ray.tuning.domains import Domain, listed
 from petl_ray.verb import load
 
 
@@ -63,9 +63,14 @@ class SearchSpec(Spec):
 
     @model_validator(mode="after")
     def _base_stays(self) -> Self:
-        moved = [path for path in self.space if path.split(".")[0] == "base"]
+        moved = [path for path in self.space if path.split(".")[0] in ("base", "task_type", "metric")]
         if moved:
-            raise ValueError(f"space: got {moved[0]}; a search shares one frozen base. Search other fields")
+            raise ValueError(
+                f"space: got {moved[0]}; a search has one frozen base and one measure. Search other fields"
+            )
+        uncounted = [path for path, domain in self.space.items() if listed(domain) is None]
+        if self.algorithm == "grid" and uncounted:
+            raise ValueError(f"space.{uncounted[0]}: got a range; a grid needs countable values. List them")
         return self
 
     def template(self) -> Spec:

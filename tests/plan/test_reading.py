@@ -96,7 +96,7 @@ def test_the_metric_of_training_is_the_metric_of_evaluation(tmp_path: Path) -> N
         ({"defaults": {"training": {"method": {"kind": "lorra"}}}}, ["training.method", "Did you mean lora?"]),
         (
             {"defaults": {"training": {"base": {}}}},
-            ["tasks.chat.training.base: belongs to base, at the top of the plan"],
+            ["tasks.chat.training.base: is given by base, at the top of the plan"],
         ),
         (
             {"defaults": {"training": {"learning_rate": -1}}},

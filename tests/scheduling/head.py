@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,12 +60,12 @@ def protected_head(folder: Path) -> Iterator[Head]:
         _wait_until_up(process, address)
         yield Head(address, token, folder / "remote-home")
     finally:
-        process.terminate()  # `ray start --block` ends what it started
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
+        with suppress(ProcessLookupError):  # the head and all it started are one process group, this test's own
+            os.killpg(process.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(3)
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        process.wait()
         shutil.rmtree(scratch, ignore_errors=True)
 
 

@@ -47,7 +47,7 @@ def _distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 def test_a_session_is_what_a_search_drives(base: LockedBase) -> None:
     session: SlotSession = open_session(recipe(base), 1, 1)
-    assert session.estimate(recipe(base))["trained_share"] > 0
+    assert session.estimate(recipe(base), 3)["trained_share"] > 0
 
 
 def test_side_by_side_each_slot_trains_as_if_alone(base: LockedBase, moods: Path, halves: Path, tmp_path: Path) -> None:
@@ -133,11 +133,11 @@ def test_gradient_checkpointing_changes_nothing(base: LockedBase, moods: Path) -
 def test_estimates_count_what_is_trained(base: LockedBase, moods: Path) -> None:
     session = open_session(recipe(base), 1, 1)
     session.admit("a", recipe(base), moods)
-    estimate = session.estimate(recipe(base))
+    estimate = session.estimate(recipe(base), 3)
     assert estimate["trained_share"] == pytest.approx(session.trained_share("a"))
-    double = session.estimate(recipe(base, method={"kind": "lora", "rank": 16}))
+    double = session.estimate(recipe(base, method={"kind": "lora", "rank": 16}), 3)
     assert double["trained_share"] > 1.8 * estimate["trained_share"]
-    assert session.estimate(recipe(base, batch_size=64))["memory_bytes"] > estimate["memory_bytes"]
+    assert session.estimate(recipe(base, batch_size=64), 3)["memory_bytes"] > estimate["memory_bytes"]
 
 
 def test_slots_are_refused_where_they_do_not_fit(

@@ -13,7 +13,7 @@ ROWS = {"train.jsonl": b"rows", "validation.jsonl": b""}
 
 def order(number: int, rung: int, recipe: MiniSpec | None = None) -> Order:
     name = "tests.tuning.fake_training.spec:MiniSpec"
-    return Order("q0", number, rung, (0.25, 0.5, 1.0)[rung], (recipe or MiniSpec(seed=number)).model_dump(), name)
+    return Order("q0", number, rung, (0.25, 0.5, 1.0)[rung], (recipe or MiniSpec(seed=number)).model_dump(), name, 2)
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ class MiniSession:
     def drop(self, key: str) -> None:
         del self._slots[key]
 
-    def estimate(self, spec: Spec) -> dict[str, float]:
+    def estimate(self, spec: Spec, labels: int) -> dict[str, float]:
         method: Any = cast("MiniSpec", spec).method
         size = method.rank if isinstance(method, Lora) else method.size
         return {"trained_share": size / 1000, "memory_bytes": float(size * 1024)}
