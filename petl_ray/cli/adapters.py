@@ -111,6 +111,20 @@ def rollback(
     _moved(row, as_json)
 
 
+@app.command("reconcile")
+def reconcile(home: HomePath = None, as_json: AsJson = False) -> None:
+    """Make MLflow's aliases say what the promotion rows say; an alias moved by a foreign hand is kept as a proposal."""
+    from petl_ray.orchestration.home import Home
+    from petl_ray.registry import adapters
+
+    where = Home.at(home)
+    repairs = [repair.facts() for repair in adapters.reconcile(where.database_url, where.tracking_url)]
+    if as_json:
+        print_json(repairs)
+    else:
+        remark(f"{len(repairs)} aliases repaired.")
+
+
 def _moved(row: dict[str, object], as_json: bool) -> None:
     if as_json:
         print_json(row)

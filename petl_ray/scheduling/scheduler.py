@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -21,10 +22,12 @@ from petl_ray.errors import ClaimLost, TemporaryError
 from petl_ray.orchestration.claims import Claim, beat, insert_if_absent, take
 from petl_ray.orchestration.home import Home, Opened, opened
 from petl_ray.orchestration.owner import Owner
+from petl_ray.registry.adapters import reconcile
 from petl_ray.scheduling.schedules import Firing, Schedule, schedules
 from petl_ray.store.tables import firings as table
 
 LOOK_EVERY_S = 3.0
+RECONCILE_EVERY_S = 60.0
 _OVER = ("SUCCEEDED", "FAILED", "SKIPPED")
 
 
@@ -36,12 +39,19 @@ class Scheduler:
     tell: Callable[[Firing], None]
     owner: Owner = field(default_factory=Owner.new)
     _running: dict[str, _Fired] = field(default_factory=dict)
+    _reconciled_s: float = field(default_factory=time.monotonic)
 
     def run(self, stop: threading.Event, look_every_s: float = LOOK_EVERY_S) -> None:
-        """Look, fire and follow until `stop`; runs that are under way then go on by themselves and are followed later."""
+        """Look, fire and follow until `stop`, and keep MLflow's aliases to what the promotion rows say.
+
+        Runs that are under way then go on by themselves and are followed later.
+        """
         while not stop.is_set():
             with suppress(TemporaryError):  # the journal is away for a moment: the next look finds the same ticks due
                 self.look()
+                if time.monotonic() - self._reconciled_s > RECONCILE_EVERY_S:
+                    self._reconciled_s = time.monotonic()
+                    reconcile(self.home.database_url, self.home.tracking_url)
             stop.wait(look_every_s)
 
     def look(self) -> None:

@@ -114,6 +114,7 @@ def test_a_plan_that_fails_there_hands_its_exit_code_back(head: Head, folder: Pa
     (folder / "data/mood.jsonl").write_text('{"text": "no label here"}\n')
     words = ("submit", "plan.yaml", "--address", head.address, "--token-file", str(head.token))
     ended = call(folder, *words, HOME=str(tmp_path))
+    assert "Submitted" in ended.stderr, ended.stderr
     local = call(folder, "run", "plan.yaml", "--cluster", "none")
     assert ended.returncode == local.returncode != 0, ended.stdout
     retried = call(folder, *words, "--detach", HOME=str(tmp_path))
@@ -123,7 +124,7 @@ def test_a_plan_that_fails_there_hands_its_exit_code_back(head: Head, folder: Pa
 @pytest.mark.long
 def test_a_job_that_was_stopped_is_resumed_by_the_same_command(head: Head, folder: Path, tmp_path: Path) -> None:
     words = ("submit", "plan.yaml", "--address", head.address, "--token-file", str(head.token))
-    words += ("--set", "tasks.mood.training.epochs=3000")  # far more than the test waits for
+    words += ("--set", "tasks.mood.training.epochs=1000")  # far more than the test waits for
     with subprocess.Popen(
         command(*words), cwd=folder, env=surroundings(HOME=str(tmp_path)), stdout=subprocess.PIPE, text=True
     ) as following:
