@@ -118,6 +118,13 @@ def test_a_task_asks_for_the_tuned_the_default_and_the_head_alone(document: dict
     assert head_only["method"] == {"kind": "head"}
 
 
+def test_a_verb_that_means_something_new_makes_another_plan(document: dict[str, Any]) -> None:
+    plan = locked(document)
+    assert plan.verbs["train"] >= 1
+    newer = plan.model_copy(update={"verbs": {**plan.verbs, "train": plan.verbs["train"] + 1}})
+    assert newer.digest != plan.digest
+
+
 def test_a_task_whose_search_failed_is_not_trained(document: dict[str, Any]) -> None:
     dataset: Any = object()
     assert locked(document).trainings({"mail": dataset}, {}) == []

@@ -102,6 +102,8 @@ def test_the_metric_of_training_is_the_metric_of_evaluation(tmp_path: Path) -> N
             {"defaults": {"training": {"learning_rate": -1}}},
             ["training.learning_rate (and 1 more tasks): got -1", "greater than 0"],
         ),
+        ({"defaults": {"evaluation": {"metric": "perplexity"}}}, ["a classification task has none"]),
+        ({"defaults": {"gate": {"yardsticks": ["heado"]}}}, ["gate.yardsticks: got heado", "head_only"]),
         ({"version": 2}, ["version: got 2"]),
         ({"tasks": {}}, ["tasks"]),
         ({"tasks": {"mail": {}}}, ["tasks.mail.data: missing"]),
@@ -120,6 +122,7 @@ def test_what_is_wrong_is_named_with_its_key_path(tmp_path: Path, changes: dict[
     ("space", "words"),
     [
         ({"method.rnak": [1, 2]}, ["search.space.method.rnak: no such field", "rank"]),
+        ({"base.precision": ["fp32", "bf16"]}, ["a search has one frozen base"]),
         ({"method.rank": [0, 2]}, ["search.space.method.rank", "value 0 is refused"]),
         ({"learning_rate": {"loguniform": [1e-4, 3.0]}}, ["search.space.learning_rate", "3.0"]),
     ],
