@@ -1,0 +1,108 @@
+"""A user's way through the command: run, look, run again, ask why, and go back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tinyplan import SEARCH, call, write_plan
+
+RUN = ("run", "plan.yaml", "--cluster", "none", "--json")
+
+
+def said(folder: Path, *words: str) -> Any:
+    done = call(folder, *words)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> tuple[Path, Any]:
+    """A working directory in which the tiny plan was run once, and what that run printed."""
+    folder = tmp_path_factory.mktemp("journey")
+    write_plan(folder, tiny_bert)
+    return folder, said(folder, *RUN)
+
+
+def test_a_run_prints_one_json_document_about_every_task(finished: tuple[Path, Any]) -> None:
+    _, summary = finished
+    (task,) = summary["tasks"]
+    assert (task["task"], task["version"], task["metric"]) == ("mood", 1, "accuracy")
+    assert set(task["scores"]) == {"majority", "head_only", "default"}
+    assert summary["failures"] == {}
+    assert summary["steps"]["done"] == 6
+
+
+def test_the_same_command_again_trains_nothing(finished: tuple[Path, Any]) -> None:
+    folder, first = finished
+    again = said(folder, *RUN)
+    assert again["tasks"][0]["adapter_digest"] == first["tasks"][0]["adapter_digest"]
+    assert again["steps"] == {"hit": 4, "done": 2, "failed": 0}  # register and promote are asked of the world again
+
+
+def test_a_plan_says_what_is_found(finished: tuple[Path, Any]) -> None:
+    folder, _ = finished
+    rows = said(folder, "plan", "plan.yaml", "--json")
+    assert [row["status"] for row in rows if row["step"].split()[0] in ("prepare", "train", "evaluate")] == ["hit"] * 4
+
+
+def test_a_plan_says_why_something_would_be_computed_again(finished: tuple[Path, Any]) -> None:
+    folder, _ = finished
+    rows = said(folder, "plan", "plan.yaml", "--json", "--set", "tasks.mood.training.learning_rate=0.02")
+    train = next(row for row in rows if row["step"] == "train mood/default")
+    assert train["status"] == "miss"
+    assert "learning_rate" in train["why"]
+
+
+def test_runs_are_listed_and_shown(finished: tuple[Path, Any]) -> None:
+    folder, _ = finished
+    runs = said(folder, "runs", "ls", "--json")
+    assert {run["state"] for run in runs} == {"SUCCEEDED"}
+    shown = said(folder, "runs", "show", runs[-1]["id"], "--json")
+    assert [step["state"] for step in shown["steps"]] == ["SUCCEEDED"] * 6
+    assert said(folder, "runs", "logs", runs[-1]["id"], "--json") is not None
+
+
+def test_a_finished_run_is_neither_resumed_nor_cancelled(finished: tuple[Path, Any]) -> None:
+    folder, _ = finished
+    run_id = said(folder, "runs", "ls", "--json")[0]["id"]
+    for word in ("resume", "cancel"):
+        done = call(folder, "runs", word, run_id)
+        assert done.returncode == 8
+        assert "SUCCEEDED" in done.stderr
+
+
+def test_somebody_can_say_why(finished: tuple[Path, Any]) -> None:
+    folder, summary = finished
+    (listed,) = said(folder, "adapters", "ls", "--json")
+    assert listed["adapter_digest"] == summary["tasks"][0]["adapter_digest"]
+    assert said(folder, "adapters", "history", "--json")[-1]["version"] == 1
+    status = summary["tasks"][0]["status"]
+    reasons = said(folder, "adapters", "why", "mood", "1", "--json")
+    assert (status == "champion") == any(row["action"] == "promote" for row in reasons)
+    assert any("head_only" in sentence for row in reasons for sentence in row["reasons"])
+
+
+def test_a_version_is_promoted_by_hand_with_a_reason(finished: tuple[Path, Any]) -> None:
+    folder, _ = finished
+    row = said(folder, "adapters", "promote", "mood", "1", "--reason", "the pilot wants it", "--actor", "me", "--json")
+    assert (row["version"], row["actor"]) == (1, "me")
+    assert "the pilot wants it" in " ".join(row["reasons"])
+    assert call(folder, "adapters", "promote", "mood", "7", "--reason", "x").returncode == 7
+
+
+def test_the_schema_is_json_and_the_plan_is_valid(finished: tuple[Path, Any]) -> None:
+    folder, _ = finished
+    assert said(folder, "schema")["title"].startswith("petl-ray plan")
+    assert said(folder, "validate", "plan.yaml", "--json")["tasks"] == ["mood"]
+
+
+def test_a_search_and_its_gain_are_in_the_table(tmp_path: Path, tiny_bert: Path) -> None:
+    write_plan(tmp_path, tiny_bert)
+    done = call(tmp_path, "run", "plan.yaml", "--set", f"tasks.mood.search={json.dumps(SEARCH)}")
+    assert done.returncode == 0, done.stderr
+    assert "tuning was worth" in done.stdout
+    assert "Traceback" not in done.stderr
