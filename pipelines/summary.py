@@ -51,7 +51,8 @@ class TaskSummary(BaseModel):
 
 
 class Summary(BaseModel):
-    """All tasks of a run; `failures` says which part failed and why; `note` says so where nothing had to be done.
+    """All tasks of a run; `failures` says which part failed and why, `exit_code` of which kind they
+    all are (1: of several); `note` says so where nothing had to be done.
 
     `pooled` is the gain in accuracy over a rival, by rival, over the held-out rows of all classification tasks.
     """
@@ -62,6 +63,7 @@ class Summary(BaseModel):
     tasks: tuple[TaskSummary, ...]
     pooled: dict[str, Interval] = {}
     failures: dict[str, str]
+    exit_code: int = 0
     endpoint: str | None = None
     note: str | None = None
 
@@ -106,7 +108,15 @@ def summarize(
     url = endpoint.url if endpoint else None
     predictions = {key: run.fetch(report) / PREDICTIONS for key, report in reports.items()}
     pooled = pooled_over(predictions, (HEAD_ONLY, DEFAULT, CHAMPION)) if len(predictions) > 1 else {}
-    return Summary(plan=plan.name, tasks=tuple(rows), pooled=pooled, failures=failures, endpoint=url)
+    return Summary(
+        plan=plan.name, tasks=tuple(rows), pooled=pooled, failures=failures, exit_code=_exit_code(run), endpoint=url
+    )
+
+
+def _exit_code(run: Run) -> int:
+    """0, or the code of the errors' kind where all are of one."""
+    codes = {error.exit_code for error in run.failures.values()}
+    return codes.pop() if len(codes) == 1 else int(bool(codes))
 
 
 def _sample(rows: Path) -> str:

@@ -14,7 +14,7 @@ _TITLES = {"head_only": "head only", "default": "default\nrecipe", "tuned": "tun
 _WIDTH = 124  # where stdout is no terminal
 
 
-def print_results(summary: Summary) -> None:
+def print_results(summary: Summary, told_already: Container[str] = ()) -> None:
     """Print the table of a summary to stdout, what tuning was worth, and why each candidate was promoted or refused."""
     console = out if out.is_terminal else Console(highlight=False, width=_WIDTH)
     if summary.tasks:
@@ -32,7 +32,8 @@ def print_results(summary: Summary) -> None:
         for reason in task.reasons:
             console.print(f"{task.task}: {reason}", markup=False, soft_wrap=True)
     for key, error in summary.failures.items():
-        console.print(f"FAILED {key}: {error}", markup=False, style="red", soft_wrap=True)
+        if error not in told_already:
+            complain(f"FAILED {key}: {error}")
     if summary.note:
         console.print(summary.note, markup=False)
 

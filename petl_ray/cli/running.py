@@ -45,13 +45,13 @@ def run(
         if as_json:
             print_json({**summary.model_dump(mode="json"), "samples": samples, "steps": watch.counts})
         else:
-            print_results(summary)
+            print_results(summary, watch.errors)
             _print_samples(summary, samples)
             remark(watch.told())
         if keep_serving and summary.endpoint:
             stay(summary.endpoint)
     if not summary.succeeded:
-        raise typer.Exit(1)
+        raise typer.Exit(summary.exit_code)
 
 
 def _samples(summary: Summary) -> dict[str, object]:

@@ -84,9 +84,9 @@ def resume(
         if as_json:
             print_json(summary.model_dump(mode="json"))
         else:
-            print_results(summary)
+            print_results(summary, watch.errors)
     if not summary.succeeded:
-        raise typer.Exit(1)
+        raise typer.Exit(summary.exit_code)
 
 
 @app.command("cancel")

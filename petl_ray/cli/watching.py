@@ -34,6 +34,7 @@ class Watch:
         self._drawing = err.is_terminal and not silent
         self.counts = {"hit": 0, "done": 0, "failed": 0}
         self.verbs: set[str] = set()
+        self.errors: set[str] = set()
         self._began_s = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -83,6 +84,8 @@ class Watch:
                 self.counts[what] += 1
             if what == "done":
                 self.verbs.add(str(facts.get("verb")))
+            if what == "failed":
+                self.errors.add(str(facts.get("error")))
             mark, style = _MARKS[what]
             said = {"hit": "found, nothing to do", "failed": str(facts.get("error", "failed")), "parked": "parked"}
             took = f"{facts['seconds']:.1f} s" if what == "done" and facts.get("seconds") is not None else ""

@@ -9,6 +9,7 @@ from petl_ray import errors
 from petl_ray.errors import CapacityError, PermanentError, PetlRayError, TemporaryError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_SQLITE_FULL = "database or disk is full"  # SQLite's word for it, however many libraries have wrapped it
 
 
 def as_ours(error: BaseException, label: str) -> PetlRayError:
@@ -16,7 +17,7 @@ def as_ours(error: BaseException, label: str) -> PetlRayError:
     if isinstance(error, PetlRayError):
         return error
     found = f"{type(error).__name__}: {error}".splitlines()[0][:500]
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if (isinstance(error, OSError) and error.errno in _FULL) or _SQLITE_FULL in found:
         return CapacityError(label, found, "the disk is full", "Free space, then run it again")
     if isinstance(error, MemoryError):
         return CapacityError(label, found, "the memory is full", "Give the step fewer slots or a bigger machine")

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from petl_ray.errors import ConflictError
 from petl_ray.orchestration import Home, Placement, PlannedStep, Run, rehearse, start_run
 from petl_ray.plan import LockedPlan, Plan, lock
 from petl_ray.registry import current
+from petl_ray.serving import ServeSpec
+from petl_ray.serving.address import refuse_taken_port
 from petl_ray.telemetry import Sink
 from pipelines import PIPELINES
 from pipelines.summary import Summary
+
+PORT_PATIENCE_S = 15.0
 
 Pipeline = Callable[[Run, LockedPlan], Summary]
 
@@ -62,6 +69,8 @@ def _walk(
     run_id: str | None,
     on_event: Sink | None,
 ) -> Summary:
+    if locked.serving is not None and placement.ray == "local":
+        _refuse_taken_port(locked.serving)
     with start_run(
         home,
         pipeline=locked.pipeline,
@@ -77,3 +86,23 @@ def _walk(
         summary = pipeline(standing.pipeline)(run, standing)
         run.summary = summary.model_dump(mode="json")
     return summary
+
+
+def _refuse_taken_port(serving: ServeSpec) -> None:
+    """ConflictError before anything is computed for a port that somebody holds.
+
+    What a killed driver was serving lets go of the port within seconds; and a Ray that this process runs already may
+    hold it rightly.
+    """
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        return
+    deadline = time.monotonic() + PORT_PATIENCE_S
+    while True:
+        try:
+            refuse_taken_port(serving)
+            return
+        except ConflictError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)

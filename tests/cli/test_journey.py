@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +107,16 @@ def test_a_search_and_its_gain_are_in_the_table(tmp_path: Path, tiny_bert: Path)
     assert done.returncode == 0, done.stderr
     assert "tuning was worth" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_a_run_that_nobody_knows_and_a_server_that_is_not_up(finished: tuple[Path, Any]) -> None:
+    folder, _ = finished
+    unknown = call(folder, "runs", "show", "nightly")
+    assert unknown.returncode == 7
+    assert "petl-ray runs ls" in unknown.stderr
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    lonely = call(folder, "predict", "mood", "good", "--url", f"http://127.0.0.1:{port}")
+    assert lonely.returncode == 75
+    assert "petl-ray serve" in lonely.stderr
