@@ -12,6 +12,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,6 +79,12 @@ def ray_cluster() -> Iterator[str]:
 def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real PostgreSQL server of this test run: the URL of its `postgres` database, beside which tests make theirs."""
     pgserver = pytest.importorskip("pgserver", reason="needs the `dev` extra")
-    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
+    for patience in (2, 1, 0):  # a start may outlast pgserver's own patience on a busy machine
+        try:
+            server = pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
+            break
+        except (subprocess.SubprocessError, OSError, RuntimeError, AssertionError):
+            if not patience:
+                raise
     yield server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
     server.cleanup()

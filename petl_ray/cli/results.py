@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from rich.console import Console
 from rich.table import Table
 
 from petl_ray.artifact import Interval
-from petl_ray.cli.screen import out, size
+from petl_ray.cli.screen import complain, out, size
 from pipelines.summary import Summary, TaskSummary
 
 _ROLES = ("majority", "base", "head_only", "default", "tuned")
@@ -15,7 +17,10 @@ _WIDTH = 124  # where stdout is no terminal
 
 
 def print_results(summary: Summary, told_already: Container[str] = ()) -> None:
-    """Print the table of a summary to stdout, what tuning was worth, and why each candidate was promoted or refused."""
+    """Print the table of a summary to stdout, what tuning was worth, and why each candidate was promoted or refused.
+
+    Failures go to stderr, but for those `told_already`.
+    """
     console = out if out.is_terminal else Console(highlight=False, width=_WIDTH)
     if summary.tasks:
         console.print(_table(summary))

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import shlex
 from contextlib import suppress
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from petl_ray.cli.options import AsJson, ClusterPath, HomePath, PlanPath, Settings, Tasks
 from petl_ray.cli.screen import out, print_json, remark
-from petl_ray.cli.where import placement
 from petl_ray.errors import NotFoundError
-from petl_ray.orchestration import Home
-from petl_ray.plan import read_plan
-from pipelines.summary import Summary
+
+if TYPE_CHECKING:  # it knows every room, and torch with them: a second that other commands need not wait
+    from pipelines.summary import Summary
 
 
 def run(
@@ -34,6 +33,9 @@ def run(
     from petl_ray.cli.ending import farewell, stay
     from petl_ray.cli.results import print_results
     from petl_ray.cli.watching import Watch
+    from petl_ray.cli.where import placement
+    from petl_ray.orchestration import Home
+    from petl_ray.plan import read_plan
     from petl_ray.scheduling.launch import launch
 
     read = read_plan(plan, settings or (), tasks or ())

@@ -135,4 +135,6 @@ class _Known(dict[str, str]):
 
 
 def _number(value: float | str) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -44,6 +44,14 @@ def show(home: Home, run_id: str) -> dict[str, Any]:
     return told
 
 
+def state_of(home: Home, run_id: str) -> str | None:
+    """The state of the run with exactly that id (RESUMABLE included); None if there is none."""
+    place = opened(home)
+    with place.database.read() as conn:
+        row = conn.execute(select(runs).where(runs.c.id == run_id)).one_or_none()
+        return None if row is None else _state(row, holders(place.database, conn, [f"run:{run_id}"]))
+
+
 def resume_info(home: Home, run_id: str) -> dict[str, Any]:
     """What it takes to go on: id, pipeline, plan, locked plan, placement. ConflictError where nothing is left to do."""
     place = opened(home)

@@ -1,7 +1,8 @@
 """The scheduler: looks at the schedules every few seconds and starts what is due. Run as many as you like.
 
 A tick is claimed by name before anything starts, so of several schedulers one fires; a scheduler that dies leaves a
-claim that expires, and another carries its firing on: the run's id follows from schedule and tick, so it resumes.
+claim that expires, and another carries its firing on. The run's id follows from schedule and tick, so what the dead
+one had started is followed while it lives, resumed where it was left behind, and its end is noted as the journal has it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 from sqlalchemy import select, update
 
 from petl_ray.errors import ClaimLost, TemporaryError
+from petl_ray.orchestration import runs
 from petl_ray.orchestration.claims import Claim, beat, insert_if_absent, take
 from petl_ray.orchestration.home import Home, Opened, opened
 from petl_ray.orchestration.owner import Owner
@@ -60,12 +62,18 @@ class Scheduler:
         if self._running:
             beat(world.database, [fired.claim for fired in self._running.values()])
         for run_id, fired in list(self._running.items()):
-            if (code := fired.process.poll()) is not None:
-                del self._running[run_id]
-                with suppress(
-                    ClaimLost
-                ):  # this scheduler slept for too long: whoever took the firing over notes its end
-                    self._ended(world, fired, code)
+            if fired.process is not None and fired.process.poll() is None:
+                continue
+            code = None if fired.process is None else fired.process.returncode
+            standing = runs.state_of(self.home, run_id)
+            if standing == "RUNNING":
+                continue  # somebody else has taken the run up: its end is this firing's end
+            if fired.process is None and standing == "RESUMABLE":
+                fired.process = self._start(fired.schedule, run_id)  # whoever ran it is gone
+                continue
+            del self._running[run_id]
+            with suppress(ClaimLost):  # this scheduler slept for too long: whoever took the firing over notes its end
+                self._ended(world, fired, standing, code)
         for schedule in schedules(world.database):
             for tick in self._wanted(world, schedule):
                 self._fire(world, schedule, tick)
@@ -100,7 +108,10 @@ class Scheduler:
         if standing == firing and standing.state == "SKIPPED":
             self.tell(standing)
         if standing.state == "RUNNING":
-            self._running[run_id] = _Fired(standing, claim, self._start(schedule, run_id))
+            # A run that stands already was started by a scheduler that is gone; the next look sees how it does.
+            known = runs.state_of(self.home, run_id) is not None
+            process = None if known else self._start(schedule, run_id)
+            self._running[run_id] = _Fired(schedule, standing, claim, process)
             self.tell(standing)
 
     def command(self, schedule: Schedule, run_id: str) -> list[str]:
@@ -126,9 +137,13 @@ class Scheduler:
                 start_new_session=True,  # a stopped scheduler does not take its runs along
             )
 
-    def _ended(self, world: Opened, fired: _Fired, code: int) -> None:
-        state = "SUCCEEDED" if code == 0 else "FAILED"
-        note = None if code == 0 else f"exit code {code}; see {self.home.log_of(fired.firing.run_id, 'driver')}"
+    def _ended(self, world: Opened, fired: _Fired, standing: str | None, code: int | None) -> None:
+        run_id = fired.firing.run_id
+        fine = standing == "SUCCEEDED" or (standing is None and code == 0)
+        state = "SUCCEEDED" if fine else "FAILED"
+        said = f"run {standing or 'never began'}" if code is None else f"exit code {code}"
+        left = f"; `petl-ray runs resume {run_id}` goes on" if standing == "RESUMABLE" else ""
+        note = None if fine else f"{said}{left}; see {self.home.log_of(run_id, 'driver')}"
         with world.database.begin() as conn:
             now = world.database.now(conn)
             fired.claim.check(conn)
@@ -140,6 +155,9 @@ class Scheduler:
 
 @dataclass
 class _Fired:
+    """A firing under way; `process` is None while a run that somebody else started is followed."""
+
+    schedule: Schedule
     firing: Firing
     claim: Claim
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | None

@@ -73,24 +73,6 @@ def work(tmp_path: Path, tiny_bert: Path) -> Iterator[Path]:
         yield folder
 
 
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Path:
-    """A working directory whose plan has run once, with one adapter registered. Do not change it: copy it."""
-    folder = tmp_path_factory.mktemp("finished")
-    write_plan(folder, tiny_bert)
-    with _standing_in(folder):
-        said = petl_ray("run", "plan.yaml", "--cluster", "none")
-    assert said.code == 0, said.err
-    return folder
-
-
-@pytest.fixture
-def done(finished: Path) -> Iterator[Path]:
-    """The working directory of a finished run, to be asked."""
-    with _standing_in(finished):
-        yield finished
-
-
 @pytest.fixture
 def asked() -> Ask:
     """`petl-ray` with the words given."""

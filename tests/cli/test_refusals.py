@@ -114,7 +114,7 @@ def taken_port() -> Iterator[int]:
         yield int(held.getsockname()[1])
 
 
-def test_a_port_that_somebody_holds(done: Path, asked: Ask, taken_port: int) -> None:
+def test_a_port_that_somebody_holds(work: Path, asked: Ask, taken_port: int) -> None:
     refused(asked("serve", "--port", str(taken_port)), 8, str(taken_port))
 
 

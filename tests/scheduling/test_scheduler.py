@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import pytest
 from sqlalchemy import insert, update
 
 from petl_ray import scheduling
+from petl_ray.errors import DataError, TemporaryError
+from petl_ray.orchestration import Placement, Run, start_run
 from petl_ray.orchestration.home import Home, opened
 from petl_ray.orchestration.owner import Owner
 from petl_ray.scheduling import Firing, Schedule
@@ -105,8 +109,66 @@ def test_a_tick_that_comes_while_the_one_before_still_runs_is_skipped(ready: Rea
     states: dict[float, Any] = {firing.tick: firing.state for firing in scheduling.firings(ready.database)}
     assert states == {running.tick: "RUNNING", running.tick + 60: "SKIPPED"}
     for fired in scheduler._running.values():
+        assert fired.process is not None
         fired.process.kill()
         fired.process.wait()
+
+
+def leave_a_firing(ready: Ready) -> str:
+    """A firing that is RUNNING, of a scheduler that is gone; the id of its run."""
+    (schedule,) = scheduling.schedules(ready.database)
+    tick = schedule.due(schedule.created_at, time.time())
+    assert tick is not None
+    run_id = schedule.run_id(tick)
+    with ready.database.begin() as conn:
+        conn.execute(insert(scheduling_table()).values(**vars(Firing("often", tick, run_id, "RUNNING", tick))))
+    return run_id
+
+
+@contextmanager
+def the_run(ready: Ready, run_id: str) -> Iterator[Run]:
+    with start_run(ready.home, pipeline="adapt", locked={}, placement=Placement(ray="none"), run_id=run_id) as run:
+        yield run
+
+
+def test_a_run_that_ended_while_no_scheduler_was_up_is_noted_and_not_run_again(ready: Ready) -> None:
+    run_id = leave_a_firing(ready)
+    with the_run(ready, run_id):
+        pass
+    scheduler, _ = ready.scheduler()
+    assert until_over(scheduler, ready)[0].state == "SUCCEEDED"
+    assert ready.runs == 0
+
+
+def test_a_run_that_failed_while_no_scheduler_was_up_is_noted_as_failed(ready: Ready) -> None:
+    run_id = leave_a_firing(ready)
+    with pytest.raises(DataError), the_run(ready, run_id):
+        raise DataError("rows", "gone")
+    scheduler, _ = ready.scheduler()
+    (firing,) = until_over(scheduler, ready)
+    assert (firing.state, ready.runs) == ("FAILED", 0)
+    assert "run FAILED" in str(firing.note)
+
+
+def test_a_run_that_outlived_its_scheduler_is_followed_to_its_end(ready: Ready) -> None:
+    run_id = leave_a_firing(ready)
+    scheduler, _ = ready.scheduler()
+    with the_run(ready, run_id):
+        for _ in range(3):
+            scheduler.look()
+        assert scheduling.firings(ready.database)[0].state == "RUNNING"
+    assert until_over(scheduler, ready)[0].state == "SUCCEEDED"
+    assert ready.runs == 0
+
+
+def test_a_run_that_was_left_behind_is_taken_up(ready: Ready) -> None:
+    run_id = leave_a_firing(ready)
+    with pytest.raises(TemporaryError), the_run(ready, run_id):
+        raise TemporaryError("world", "away")
+    scheduler, _ = ready.scheduler(code=75)
+    (firing,) = until_over(scheduler, ready)
+    assert ready.runs == 1
+    assert f"runs resume {run_id}" in str(firing.note), "one attempt a scheduler; the run stays resumable"
 
 
 def scheduling_table() -> Any:

@@ -123,8 +123,8 @@ def test_a_plan_that_fails_there_hands_its_exit_code_back(head: Head, folder: Pa
 
 @pytest.mark.long
 def test_a_job_that_was_stopped_is_resumed_by_the_same_command(head: Head, folder: Path, tmp_path: Path) -> None:
-    words = ("submit", "plan.yaml", "--address", head.address, "--token-file", str(head.token))
-    words += ("--set", "tasks.mood.training.epochs=1000")  # far more than the test waits for
+    where = ("--address", head.address, "--token-file", str(head.token))
+    words = ("submit", "plan.yaml", *where, "--set", "tasks.mood.training.epochs=1000")  # more than the test waits for
     with subprocess.Popen(
         command(*words), cwd=folder, env=surroundings(HOME=str(tmp_path)), stdout=subprocess.PIPE, text=True
     ) as following:

@@ -1,0 +1,32 @@
+"""`petl-ray schedule`: what is added is listed, told and removed; what could never fire is refused."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+from tests.cli.conftest import Ask
+
+
+def test_schedules_are_added_listed_told_and_removed(work: Path, asked: Ask) -> None:
+    added = asked("schedule", "add", "night", "plan.yaml", "--cron", "30 2 * * *", "--set", "owner=me")
+    assert added.code == 0, added.err
+    assert "next at" in added.err
+    again = asked("schedule", "add", "night", "plan.yaml", "--cron", "30 2 * * *")
+    assert (again.code, "schedule rm night" in again.err) == (8, True)
+    (listed,) = asked("schedule", "ls", "--json").json
+    assert (listed["name"], listed["options"]["set"], listed["firings"]) == ("night", ["owner=me"], [])
+    ticks = asked("schedule", "next", "--json").json["night"]
+    assert [later - sooner for sooner, later in itertools.pairwise(ticks)] == [86400.0, 86400.0]
+    assert "night" in asked("schedule", "ls").out
+    assert asked("schedule", "rm", "night").code == 0
+    assert asked("schedule", "ls", "--json").json == []
+    assert asked("schedule", "rm", "night").code == 7
+
+
+def test_a_plan_or_a_cron_line_that_cannot_be_read_is_refused_at_once(work: Path, asked: Ask) -> None:
+    absent = asked("schedule", "add", "night", "absent.yaml", "--cron", "30 2 * * *")
+    assert (absent.code, "absent.yaml" in absent.err) == (2, True)
+    odd = asked("schedule", "add", "night", "plan.yaml", "--cron", "61 * * * *")
+    assert (odd.code, "--cron" in odd.err) == (2, True)
+    assert asked("schedule", "ls", "--json").json == []
