@@ -58,7 +58,7 @@ class Bench(Protocol):
 
 @dataclass(eq=False)
 class Entry:
-    """One adapter on the shelf. `refs` counts the requests that hold it; `moved` is set whenever it changes state."""
+    """One adapter on the shelf. `refs` counts the requests that hold or await it; `moved` is set whenever it changes state."""
 
     named: Named
     state: State = State.LOADING
@@ -107,14 +107,12 @@ class Shelf:
 
         Raises AdapterError if it is broken, CapacityError if no slot can be freed, TemporaryError if the store is away.
         """
-        entry = await self._ready(named)
-        entry.refs += 1
+        entry = await self._taken(named)
         entry.used = next(self._clock)
         try:
             yield entry
         finally:
-            entry.refs -= 1
-            entry.wake()
+            self._let_go(entry)
 
     def report(self) -> dict[str, dict[str, Any]]:
         """digest → task, version, state, slot, requests that hold it, and the reason if it is refused or delayed."""
@@ -155,16 +153,31 @@ class Shelf:
         self._loads.add(task)
         task.add_done_callback(self._loads.discard)
 
-    async def _ready(self, named: Named) -> Entry:
+    async def _taken(self, named: Named) -> Entry:
+        """The adapter with one more reference.
+
+        Who waits for a load holds what is loaded, so that it answers at least once before its slot is given away:
+        without that, two adapters that want one slot could put each other out for ever.
+        """
         while True:
             entry = self._entries.get(named.digest) or self._start(named)
-            if entry.state is State.READY:
-                return entry
-            if entry.state is State.BROKEN and entry.reason:
-                raise entry.reason
-            await entry.moved.wait()
-            if named.digest not in self._entries and entry.reason:
-                raise entry.reason
+            if entry.state is State.DRAINING:
+                await entry.moved.wait()
+                continue
+            entry.refs += 1
+            try:
+                while entry.state is State.LOADING:
+                    await entry.moved.wait()
+                if entry.reason:
+                    raise entry.reason
+            except BaseException:
+                self._let_go(entry)
+                raise
+            return entry
+
+    def _let_go(self, entry: Entry) -> None:
+        entry.refs -= 1
+        entry.wake()
 
     async def _load(self, entry: Entry) -> None:
         """From the store to READY, or to BROKEN with the reason, or off the shelf where trying later may help."""
@@ -205,8 +218,7 @@ class Shelf:
             await self._on_device(self._bench.prove_beside, entry.slot, entry.prepared, beside)
         finally:
             for other in company:
-                other.refs -= 1
-                other.wake()
+                self._let_go(other)
 
     async def _refuse(self, entry: Entry, reason: PetlRayError) -> None:
         await self._empty(entry)

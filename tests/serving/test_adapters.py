@@ -133,6 +133,14 @@ def test_an_adapter_in_use_drains_before_its_slot_is_given_away(world: World) ->
     play(world, 1, scene)
 
 
+def test_adapters_that_want_one_slot_take_turns_and_none_is_put_out_before_it_answered(world: World) -> None:
+    async def scene(shop: Shop) -> None:
+        await asyncio.gather(*(shop.ready(task) for task in "abcd" for _ in range(5)))
+        assert shop.fetched == 4
+
+    play(world, 1, scene)
+
+
 def test_a_broken_adapter_stays_out_and_its_slot_is_free_again(world: World) -> None:
     async def scene(shop: Shop) -> None:
         shop.bench.refuse = {"bad"}
