@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -133,10 +135,26 @@ def test_an_adapter_in_use_drains_before_its_slot_is_given_away(world: World) ->
     play(world, 1, scene)
 
 
-def test_adapters_that_want_one_slot_take_turns_and_none_is_put_out_before_it_answered(world: World) -> None:
+def test_who_waited_for_an_adapter_is_answered_before_its_slot_is_given_away(world: World) -> None:
+    """The next claimant of the slot comes right between an adapter's proof and the request that waits for it."""
+
     async def scene(shop: Shop) -> None:
-        await asyncio.gather(*(shop.ready(task) for task in "abcd" for _ in range(5)))
-        assert shop.fetched == 4
+        loop, proven = asyncio.get_running_loop(), threading.Event()
+
+        def prove(slot: int, prepared: Any, company: Mapping[int, Any]) -> None:
+            if prepared == "b" and not proven.is_set():
+                loop.call_soon_threadsafe(time.sleep, 0.2)
+                proven.set()
+
+        def read(named: Named, directory: Path) -> Any:
+            if named.task == "c":
+                proven.wait()
+                time.sleep(0.05)
+            return named.task
+
+        shop.bench.prove_beside, shop.bench.read = prove, read  # type: ignore[method-assign]
+        await asyncio.gather(shop.ready("b"), shop.ready("c"))
+        assert (shop.fetched, shop.states()) == (2, {"c": "READY"})
 
     play(world, 1, scene)
 
