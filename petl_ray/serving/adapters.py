@@ -58,7 +58,7 @@ class Bench(Protocol):
 
 @dataclass(eq=False)
 class Entry:
-    """One adapter on the shelf. `refs` counts the requests that hold or await it; `moved` is set whenever it changes state."""
+    """One adapter on the shelf. `refs` counts requests that hold or await it; `moved` is set whenever it changes state."""
 
     named: Named
     state: State = State.LOADING
