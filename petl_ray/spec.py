@@ -10,8 +10,6 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from petl_ray.errors import PlanError
-
 Json = None | bool | int | float | str | list[Any] | dict[str, Any]
 
 
@@ -56,16 +54,23 @@ _S = TypeVar("_S", bound=Spec)
 def with_overrides(spec: _S, overrides: Mapping[str, Any]) -> _S:
     """`spec` with dotted paths set to new values, validated whole: `{"method.rank": 4, "learning_rate": 1e-3}`.
 
-    Raises PlanError for a path that the spec does not have, pydantic.ValidationError for a value it refuses.
+    A path that sets another `kind` begins at that kind's own defaults: it has other fields. The order of `overrides`
+    means nothing. Raises pydantic.ValidationError for a path that leads nowhere and for a value that is refused.
     """
     document = spec.model_dump(mode="json")
-    for path, value in overrides.items():
-        here: Any = document
+    for path in sorted(overrides, key=_kinds_first):
         *parents, last = path.split(".")
+        here = document
         for part in parents:
-            here = here.get(part) if isinstance(here, dict) else None
-        if not isinstance(here, dict) or last not in here:
-            known = ", ".join(sorted(here)) if isinstance(here, dict) else "nothing below it"
-            raise PlanError(path, "no such field", f"known here: {known}", "Check the dotted path")
-        here[last] = value
+            inner = here.get(part)
+            here[part] = here = dict(inner) if isinstance(inner, dict) else {}
+        if last == "kind" and here.get("kind") != overrides[path]:
+            here.clear()
+        here[last] = overrides[path]
     return type(spec).model_validate(document)
+
+
+def _kinds_first(path: str) -> tuple[int, bool, str]:
+    """Outer mappings before what lies in them, and a mapping's kind before its other fields."""
+    parts = path.split(".")
+    return len(parts), parts[-1] != "kind", path

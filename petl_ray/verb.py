@@ -7,7 +7,7 @@ its import name in whichever process does the work, so it needs no pickling and 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, Generic, Protocol, cast, runtime_checkable
 from typing_extensions import TypeVar
 
 from petl_ray.artifact import Artifact, FileEntry
+from petl_ray.errors import PetlRayError
 from petl_ray.spec import Spec
 
 
@@ -29,6 +30,21 @@ class Resources:
     workers: int = 1
     packs: int = 1
     slots: int = 4
+
+    def fit(self, machines: Iterable[Mapping[str, float]]) -> int:
+        """How many processes of these cpus and gpus stand side by side on `machines`; none spans two of them.
+
+        A machine is its totals as Ray names them: `{"CPU": 8.0, "GPU": 1.0}`. Parts of a GPU share one whole GPU.
+        """
+        return sum(self._on(machine) for machine in machines)
+
+    def _on(self, machine: Mapping[str, float]) -> int:
+        by_cores = int(machine.get("CPU", 0.0) / max(1, self.cpus))
+        if not self.gpus:
+            return by_cores
+        gpus = int(machine.get("GPU", 0.0))
+        by_gpus = gpus * int(1 / self.gpus + 1e-9) if self.gpus < 1 else int(gpus / self.gpus)
+        return min(by_cores, by_gpus)
 
 
 @dataclass(frozen=True)
@@ -57,7 +73,9 @@ class StepContext(Protocol):
 
     @property
     def services(self) -> Mapping[str, str]:
-        """Addresses of the world an effect may touch: `database`, `store`, `tracking`, `home`. Never identity."""
+        """Addresses of the world an effect may touch: `database`, `store`, `tracking`, `home`; and who asks, for it to
+        write down: `run` (id), `plan` (digest of the locked plan), `verbs` (names and versions). Never identity.
+        """
 
     def fetch(self, artifact: Artifact) -> Path:
         """A local read-only directory holding the artifact's files, each verified against its sha256.
@@ -112,9 +130,10 @@ class Verb(Generic[A_co]):
     `version` is raised when the meaning changes: old outcomes are then no longer found. `drives_ray` marks a verb that
     only drives other Ray work and so reserves no core; `transient` an effect that may end with its process (servers on a
     local Ray), and so is done again when a run is taken up. `packed` names a function answering many questions in one
-    execution, `packed(questions, steps, **using) -> list[Artifact | PetlRayError]`. `distributed` names a function with
-    the signature of `function` that spreads one question over `resources.workers` processes of a Ray cluster; the
-    placement alone chooses it (workers > 1), so it is no part of the identity.
+    execution: `packed(questions, steps, **using)` yields (the question's index, its Artifact or PetlRayError) as each is
+    known, so that each is committed at once. `distributed` names a function with the signature of `function` that spreads
+    one question over `resources.workers` processes of a Ray cluster; the placement alone chooses it (workers > 1), so it
+    is no part of the identity.
     """
 
     name: str
@@ -147,10 +166,12 @@ class Verb(Generic[A_co]):
         assert isinstance(outcome, Artifact), f"{self.name} returned {type(outcome).__name__}, not an Artifact"
         return cast("A_co", outcome)
 
-    def answer_all(self, questions: Sequence[Question], steps: Sequence[StepContext]) -> list[Any]:
-        """Answer many questions in one execution; one Artifact or PetlRayError each. Needs `packed`."""
+    def answer_all(
+        self, questions: Sequence[Question], steps: Sequence[StepContext]
+    ) -> Iterator[tuple[int, Artifact | PetlRayError]]:
+        """Answer many questions in one execution: index and Artifact or error as each is known. Needs `packed`."""
         assert self.packed is not None, f"{self.name} answers one question at a time"
-        return list(load(self.packed)(questions, steps, **dict(self.using_)))
+        yield from load(self.packed)(questions, steps, **dict(self.using_))
 
 
 class Door(ModuleType):
@@ -176,18 +197,32 @@ def load(path: str) -> Callable[..., Any]:
     return getattr(import_module(module), name)  # type: ignore[no-any-return]
 
 
+@dataclass(frozen=True)
+class Turn:
+    """What one turn of a session came to: metrics of who has arrived, the error of who cannot go on, by key."""
+
+    arrived: dict[str, dict[str, float]]
+    failed: dict[str, PetlRayError]
+
+
 class SlotSession(Protocol):
     """K slots of one resident base in one process: what a search drives (training owns it, tuning only calls it)."""
 
     def admit(self, key: str, spec: Spec, data: Path, checkpoint: Path | None = None) -> None:
         """Give `key` a free slot with the adapter that `spec` asks for, continued from `checkpoint` if there is one."""
 
-    def advance(self, targets: Mapping[str, float]) -> dict[str, dict[str, float]]:
-        """Train the named occupants side by side, each until that fraction (0…1] of its horizon; then validate.
+    def aim(self, key: str, share: float) -> None:
+        """From the next turn on train `key` until that fraction (0…1] of its horizon."""
 
-        Returns metrics by key: `score`, `loss`, `steps`, `trained_share`; a slot that diverged returns
-        `{"diverged": 1.0}` and leaves its neighbours alone.
+    def turn(self) -> Turn:
+        """One step of everybody who was aimed, side by side; who has arrived is validated and aimed no longer.
+
+        Metrics by key: `score`, `loss`, `steps`, `trained_share`; a slot that diverged gives `{"diverged": 1.0}` and
+        leaves its neighbours alone.
         """
+
+    def advance(self, targets: Mapping[str, float]) -> dict[str, dict[str, float]]:
+        """Turns until all of `targets` have arrived: their metrics. Raises the first failure among them."""
 
     def save(self, key: str, directory: Path) -> None:
         """Write everything that continues `key` later (weights, optimizer, RNG, position) as safetensors and JSON."""

@@ -19,6 +19,8 @@ from petl_ray.spec import with_overrides
 # What a full copy of the base would weigh: four bytes a parameter, as fp32 checkpoints are shipped.
 FULL_MODEL_BYTES_PER_PARAMETER = 4
 
+NOTHING_SERVED = "nothing is served: no candidate was promoted, and no champion stood before"
+
 
 class TaskSummary(BaseModel):
     """One task's line. Scores are on held-out rows, in `metric`; differences are paired over the same rows.
@@ -52,7 +54,7 @@ class TaskSummary(BaseModel):
 
 class Summary(BaseModel):
     """All tasks of a run; `failures` says which part failed and why, `exit_code` of which kind they
-    all are (1: of several); `note` says so where nothing had to be done.
+    all are (1: of several); `note` says so where nothing had to be done, or nothing could be served.
 
     `pooled` is the gain in accuracy over a rival, by rival, over the held-out rows of all classification tasks.
     """
@@ -74,9 +76,12 @@ class Summary(BaseModel):
 
     @classmethod
     def unchanged(cls, earlier: Mapping[str, Any], run_id: str) -> Summary:
-        """The summary of an earlier run, said again because nothing it depends on has changed."""
+        """The summary of an earlier run, said again because nothing it depends on has changed.
+
+        What it served may have ended with it, so there is no endpoint to be asked.
+        """
         note = f"nothing to do: data, base and plan are those of run {run_id}"
-        return cls.model_validate(dict(earlier)).model_copy(update={"note": note})
+        return cls.model_validate(dict(earlier)).model_copy(update={"note": note, "endpoint": None})
 
 
 def summarize(
@@ -109,7 +114,13 @@ def summarize(
     predictions = {key: run.fetch(report) / PREDICTIONS for key, report in reports.items()}
     pooled = pooled_over(predictions, (HEAD_ONLY, DEFAULT, CHAMPION)) if len(predictions) > 1 else {}
     return Summary(
-        plan=plan.name, tasks=tuple(rows), pooled=pooled, failures=failures, exit_code=_exit_code(run), endpoint=url
+        plan=plan.name,
+        tasks=tuple(rows),
+        pooled=pooled,
+        failures=failures,
+        exit_code=_exit_code(run),
+        endpoint=url,
+        note=NOTHING_SERVED if plan.serving and not endpoint and not failures else None,
     )
 
 

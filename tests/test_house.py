@@ -52,9 +52,38 @@ def test_nothing_of_ours_is_pickled() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 assert not {alias.name for alias in node.names} & {"pickle", "cloudpickle", "dill", "shelve"}, path
+            if isinstance(node, ast.ImportFrom):
+                assert (node.module or "").split(".")[0] not in {"pickle", "cloudpickle", "dill", "shelve"}, path
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 owner = getattr(node.func.value, "id", "")
                 assert (owner, node.func.attr) not in {("torch", "load"), ("torch", "save")}, path
+
+
+def test_threads_are_set_in_one_place() -> None:
+    setting = [_name(path) for path in MODULES if "torch.set_num_threads(" in path.read_text()]
+    assert len(setting) == 1, setting
+
+
+def test_catching_everything_carries_its_reason() -> None:
+    for path in MODULES:
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if line.strip().startswith("except Exception"):
+                assert "  # " in line, f"{_name(path)}:{number} does not say why it catches everything"
+
+
+def test_nothing_that_could_run_code_is_read_back() -> None:
+    """Weights leave a process as safetensors and JSON; nothing else that could run code is read back."""
+    for path in MODULES:
+        text = path.read_text()
+        assert "weights_only=False" not in text, _name(path)
+        assert "yaml.unsafe_load" not in text and "yaml.Loader" not in text, _name(path)
+
+
+def test_tests_mirror_the_package() -> None:
+    rooms = {path.name for path in HOUSE.iterdir() if (path / "__init__.py").is_file()}
+    there = {path.name for path in (ROOT / "tests").iterdir() if (path / "__init__.py").is_file()}
+    assert rooms <= there, f"no tests for {sorted(rooms - there)}"
+    assert there - rooms <= {"chaos", "browser", "pipelines"}, f"tests of nothing: {sorted(there - rooms)}"
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 from petl_ray.orchestration import load_placement
+from petl_ray.orchestration.placement import check_capacity
+from petl_ray.orchestration.verbs import VERBS
 from petl_ray.plan import read_plan
 from petl_ray.serving import ServeSpec
 from petl_ray.verb import load
@@ -32,6 +34,28 @@ def test_the_job_runs_a_plan_and_a_placement_that_are_shipped(monkeypatch: pytes
     assert plan.serving is None
     assert load_placement(words[words.index("--cluster") + 1]).ray == "auto"
     assert job["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+
+
+def machines(group: dict[str, Any]) -> list[dict[str, float]]:
+    """What each pod of a head or worker group brings into the cluster, as Ray names it."""
+    (container,) = group["template"]["spec"]["containers"]
+    limits = container["resources"]["limits"]
+    cores = group["rayStartParams"].get("num-cpus", limits["cpu"])
+    return [{"CPU": float(cores), "GPU": float(limits.get("nvidia.com/gpu", 0))}] * group.get("replicas", 1)
+
+
+@pytest.mark.parametrize("replicas", ["replicas", "minReplicas", "maxReplicas"])
+def test_the_pods_of_the_job_have_what_its_placement_asks_for(replicas: str) -> None:
+    job = manifest("rayjob.yaml")
+    words = shlex.split(job["spec"]["entrypoint"])
+    placement = load_placement(ROOT / words[words.index("--cluster") + 1])
+    cluster = job["spec"]["rayClusterSpec"]
+    there = machines(cluster["headGroupSpec"])
+    for group in cluster["workerGroupSpecs"]:
+        there += machines({**group, "replicas": group[replicas]})
+    for verb in VERBS:
+        check_capacity(verb.name, placement.resources(verb.name, there), verb.drives_ray, there)
+    assert placement.resources("train", there).packs == len(there) - 1, "every worker trains"
 
 
 def test_the_service_names_an_application_that_exists_with_arguments_it_takes() -> None:

@@ -148,13 +148,13 @@ class ServingLayout:
         """W x for all rows at once, then each row's own addition; heads are replaced altogether."""
         used = self._used(wired)
         if not used:
-            return wired.inner(x)
+            return wired.base(x)
         x3 = x.reshape(self.rows.shape[0], -1, x.shape[-1])
         if ("replace", "none") in used:
             y3 = self._replaced(used["replace", "none"], x3)
         else:
             lora = used.pop(("lora", "none"), None)
-            y3 = self._lora(wired, lora, x, x3) if lora else wired.inner(x).reshape(*x3.shape[:2], -1)
+            y3 = self._lora(wired, lora, x, x3) if lora else wired.base(x).reshape(*x3.shape[:2], -1)
             for (_, activation), stack in used.items():
                 y3 = self._bottleneck(stack, activation, y3)
         return y3.reshape(*x.shape[:-1], y3.shape[-1])
@@ -163,13 +163,13 @@ class ServingLayout:
         """Rows with a norm of their own through it, the others through the base's, untouched."""
         used = self._used(wired)
         if not used:
-            return wired.inner(x)
+            return wired.base(x)
         (stack,) = used.values()
         x3 = x.reshape(self.rows.shape[0], -1, x.shape[-1])
         bias = stack.of("bias", self.rows).unsqueeze(1) if "bias" in stack.tensors else None
         own = wired.form.apply(x3, stack.of("weight", self.rows).unsqueeze(1), bias)
         members = torch.tensor([line in stack.members for line in self.lines], device=x.device)
-        return torch.where(members.view(-1, 1, 1), own, wired.inner(x).reshape(x3.shape)).reshape(x.shape)
+        return torch.where(members.view(-1, 1, 1), own, wired.base(x).reshape(x3.shape)).reshape(x.shape)
 
     def _used(self, wired: Wired) -> dict[Kind, Stack]:
         stacks = self.stacks.get(wired.site.name, {})
@@ -178,7 +178,7 @@ class ServingLayout:
     def _lora(self, wired: Wired, stack: Stack, x: Tensor, x3: Tensor) -> Tensor:
         if "in_scale" in stack.tensors:
             x3 = x3 * stack.of("in_scale", self.rows).unsqueeze(1)
-        y3 = wired.inner(x3.reshape(x.shape)).reshape(*x3.shape[:2], -1)
+        y3 = wired.base(x3.reshape(x.shape)).reshape(*x3.shape[:2], -1)
         low = torch.bmm(x3, stack.of("lora_A.weight", self.rows).transpose(1, 2))
         y3 = torch.baddbmm(y3, low, stack.of("lora_B.weight", self.rows).transpose(1, 2))
         return y3 * stack.of("out_scale", self.rows).unsqueeze(1) if "out_scale" in stack.tensors else y3

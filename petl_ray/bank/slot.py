@@ -21,6 +21,11 @@ class LivePart:
     plan: Part
     values: dict[str, nn.Parameter]
 
+    @property
+    def plain_lora(self) -> bool:
+        """Whether this is A and B and nothing else."""
+        return self.plan.op == "lora" and len(self.values) == 2
+
 
 @dataclass
 class Slot:

@@ -1,7 +1,7 @@
 """The training layout: rows lie in segments, one slot each; at every site each segment meets its own slot's parameters.
 
-The base computes all rows at once; what a slot adds is computed segment by segment in `adapted`, the one function a
-fused or grouped form would replace.
+The base computes all rows at once. Plain LoRA is added by `fused`; whatever else a slot may hold (scales, bottlenecks,
+heads, norms) is computed span by span in `adapted`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from petl_ray.bank.fused import Cut, lora_linear
 from petl_ray.bank.slot import LivePart, Slot
 from petl_ray.bank.wiring import Wired
 
@@ -56,25 +57,44 @@ class TrainingLayout:
         """W x for all rows at once, then each span's own addition."""
         lives = self._lives(wired)
         if not any(lives):
-            return wired.inner(x)
-        xs = [_scaled(live, part) for live, part in zip(lives, self._cut(x), strict=True)]
+            return wired.base(x)
+        if any(live and "in_scale" in live.values for live in lives):
+            x = _join([_scaled(live, part) for live, part in zip(lives, self._cut(x), strict=True)])
         if all(live is not None and live.plan.op == "replace" for live in lives):
-            return _join([_replaced(live, part) for live, part in zip(lives, xs, strict=True) if live])
-        y = wired.inner(_join(xs) if any(live and "in_scale" in live.values for live in lives) else x)
-        ys = self._cut(y)
-        masks = [self._mask(span, live, wired, part) for span, live, part in zip(self.spans, lives, xs, strict=True)]
-        return _join([adapted(*each) for each in zip(lives, xs, ys, masks, strict=True)])
+            return _join([_replaced(live, part) for live, part in zip(lives, self._cut(x), strict=True) if live])
+        # how a span is computed depends on its own part alone, so that no neighbour changes its bits
+        fused = [live if live and live.plain_lora and wired.weight is not None else None for live in lives]
+        y = self._fused(wired, fused, x) if any(fused) else wired.base(x)
+        rest = [None if done else live for live, done in zip(lives, fused, strict=True)]
+        if not any(rest):
+            return y
+        xs, ys = self._cut(x), self._cut(y)
+        masks = [self._mask(span, live, wired, part) for span, live, part in zip(self.spans, rest, xs, strict=True)]
+        return _join([adapted(*each) for each in zip(rest, xs, ys, masks, strict=True)])
 
     def norm(self, wired: Wired, x: Tensor) -> Tensor:
         """Each span through its own norm where it has one, else through the base's."""
         lives = self._lives(wired)
         if not any(lives):
-            return wired.inner(x)
+            return wired.base(x)
         parts = []
         for live, part in zip(lives, self._cut(x), strict=True):
             own = live.values if live else {}
-            parts.append(wired.form.apply(part, own["weight"], own.get("bias")) if own else wired.inner(part))
+            parts.append(wired.form.apply(part, own["weight"], own.get("bias")) if own else wired.base(part))
         return _join(parts)
+
+    def _fused(self, wired: Wired, lives: list[LivePart | None], x: Tensor) -> Tensor:
+        weight = wired.weight
+        assert weight is not None
+        flat = x.reshape(-1, x.shape[-1])
+        each = flat.shape[0] // self.rows
+        cuts = []
+        for span, live in zip(self.spans, lives, strict=True):
+            if live is not None:
+                start, stop = span.start * each, span.stop * each
+                mask = self._mask(span, live, wired, x[span.start : span.stop] if x.dim() == 3 else flat[start:stop])
+                cuts.append(Cut(live, start, stop, None if mask is None else mask.reshape(stop - start, -1)))
+        return lora_linear(flat, weight, wired.base_bias, cuts).view(*x.shape[:-1], -1)
 
     def _lives(self, wired: Wired) -> list[LivePart | None]:
         return [span.slot.parts.get(wired.site.name) for span in self.spans]

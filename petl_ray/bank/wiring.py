@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from petl_ray.errors import AdapterError
 from petl_ray.methods.sites import Anatomy, Site, anatomy
+from petl_ray.models.products import frozen_linear
 
 
 class Layout(Protocol):
@@ -102,6 +103,21 @@ class Wired:
                 if torch.allclose(found, expected, rtol=close, atol=close):
                     return form
         raise AdapterError(self.site.name, f"a norm of kind {type(self.module).__name__}", "its formula is not known")
+
+    @cached_property
+    def weight(self) -> Tensor | None:
+        """The frozen matrix [out, in] of a plain linear map in floating point; None for anything that computes otherwise."""
+        plain = self.site.kind == "linear" and type(self.module) is nn.Linear and not self.patched_before
+        return self.module.get_parameter("weight") if plain else None
+
+    def base(self, x: Tensor) -> Tensor:
+        """What the frozen module itself makes of x."""
+        return self.inner(x) if self.weight is None else frozen_linear(x, self.weight, self.base_bias)
+
+    @property
+    def base_bias(self) -> Tensor | None:
+        """The frozen bias [out], None where there is none."""
+        return getattr(self.module, "bias", None)
 
     def base_value(self, role: str) -> Tensor | None:
         """The base's own `weight` or `bias`, None where it has none."""

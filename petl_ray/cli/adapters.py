@@ -59,7 +59,7 @@ def why(
     home: HomePath = None,
     as_json: AsJson = False,
 ) -> None:
-    """Why a version was promoted or refused: sentences and figures."""
+    """Why a version was promoted or refused: sentences and figures; and which run of which plan made it from what."""
     from petl_ray.orchestration.home import Home
     from petl_ray.registry import adapters
 
@@ -71,6 +71,8 @@ def why(
         typer.echo(f"{moment(row['at'])}  {row['action']} {row['task']} version {row['version']} by {row['actor']}")
         for reason in row["reasons"]:
             typer.echo(f"  {reason}")
+        for name, value in row["lineage"].items():
+            typer.echo(f"  {name.replace('_', ' ')}: {value}")
 
 
 @app.command("promote")

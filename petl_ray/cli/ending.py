@@ -14,17 +14,27 @@ from petl_ray.orchestration import Placement
 
 @contextmanager
 def farewell(placement: Placement) -> Iterator[None]:
-    """After the block: Serve and the local Ray that the block started are taken down; clusters elsewhere are left alone."""
+    """After the block: Serve and the local Ray that the block started are taken down.
+
+    Clusters elsewhere are left alone, and so is a Ray that this process ran before.
+    """
+    before = _connected()
     try:
         yield
     finally:
-        ray = sys.modules.get("ray")
-        if ray is not None and ray.is_initialized():
+        if _connected() and not before:
+            import ray
+
             if placement.ray == "local" and "ray.serve" in sys.modules:
                 from petl_ray.serving.on_ray import stop
 
                 stop()
             ray.shutdown()
+
+
+def _connected() -> bool:
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 def stay(url: str) -> None:

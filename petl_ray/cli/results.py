@@ -1,19 +1,41 @@
-"""The table at the end of a run: for each task what was chosen, what it is worth, what it weighs."""
+"""The end of a run: a table of what was chosen for each task, what it is worth and weighs, and what its endpoint answers."""
 
 from __future__ import annotations
 
-from collections.abc import Container
+import json
+import shlex
+from collections.abc import Container, Iterable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.table import Table
 
 from petl_ray.artifact import Interval
-from petl_ray.cli.screen import complain, out, size
+from petl_ray.cli.screen import complain, out, print_json, remark, size
+from petl_ray.cli.watching import Watch
+from petl_ray.errors import NotFoundError, PetlRayError
 from pipelines.summary import Summary, TaskSummary
 
 _ROLES = ("majority", "base", "head_only", "default", "tuned")
 _TITLES = {"head_only": "head only", "default": "default\nrecipe", "tuned": "tuned"}
 _WIDTH = 124  # where stdout is no terminal
+
+
+def tell(summary: Summary, watch: Watch, as_json: bool, serve: str | None = None) -> None:
+    """Say how a run ended that `watch` has watched, and ask what it serves for one answer a task.
+
+    `serve` is the command that brings its server up again; None where it stays up.
+    """
+    samples = _samples(summary, summary.endpoint) if summary.endpoint else {}
+    if as_json:
+        print_json({**summary.model_dump(mode="json"), "samples": samples, "steps": watch.counts})
+        return
+    print_results(summary, watch.errors)
+    if summary.endpoint:
+        _print_samples(summary.endpoint, samples, serve)
+    remark(watch.told())
 
 
 def print_results(summary: Summary, told_already: Container[str] = ()) -> None:
@@ -76,3 +98,44 @@ def _recipe(task: TaskSummary) -> str:
     told = ", ".join(targets) if isinstance(targets, list | tuple) else str(targets)
     lines = [f"{recipe['kind']} {shape} {recipe[shape]}" if shape else str(recipe["kind"]), told]
     return "\n".join([*(line for line in lines if line), f"lr {recipe['learning_rate']:.2g}"])
+
+
+def serve_command(url: str, plan: Path | None, settings: Iterable[str] = (), home: Path | None = None) -> str:
+    """The command that serves at `url` again what the run of `plan` served there with these settings."""
+    address = urlsplit(url)
+    words = ["petl-ray", "serve", *([str(plan)] if plan else [])]
+    if plan is None or any(setting.startswith("serving") for setting in settings):  # the plan alone says otherwise
+        words += ["--host", str(address.hostname), "--port", str(address.port)]
+    return shlex.join([*words, *(["--home", str(home)] if home else [])])
+
+
+def _samples(summary: Summary, url: str) -> dict[str, dict[str, Any]]:
+    """One held-out row of each task that is served, asked over HTTP; what answered is part of the answer.
+
+    A server that does not answer is told and changes nothing about the run.
+    """
+    from petl_ray.serving.client import complete, predict
+
+    answers = {}
+    for task in summary.tasks:
+        ask = complete if task.task_type == "causal_lm" else predict
+        try:
+            answers[task.task] = {"input": task.sample, **ask(url, task.task, [task.sample])[0]}
+        except NotFoundError:
+            continue  # refused, and never had a champion: no name stands for it
+        except PetlRayError as error:
+            remark(f"{task.task}: no sample answer. {error}")
+    return answers
+
+
+def _print_samples(url: str, samples: dict[str, dict[str, Any]], serve: str | None) -> None:
+    for task, answer in samples.items():
+        said = f"{answer['label']} ({answer['score']:.2f})" if "label" in answer else repr(answer["text"])
+        version = answer["provenance"]["version"]
+        out.print(f"{task} v{version}: {answer['input']!r} -> {said}", markup=False, soft_wrap=True)
+    for task, answer in list(samples.items())[:1]:
+        path, field = ("classify", "input") if "label" in answer else ("completions", "prompt")
+        body = shlex.quote(json.dumps({"model": task, field: answer["input"]}, ensure_ascii=False))
+        words = f"  curl {url}/v1/{path} -H 'content-type: application/json' -d {body}"
+        out.print(f"Try it yourself: `{serve}`, then" if serve else "Try it yourself:", markup=False, soft_wrap=True)
+        out.print(words, markup=False, soft_wrap=True)

@@ -70,7 +70,7 @@ def resume(
 ) -> None:
     """Take up a run from its stored lock; what was recorded is not done again."""
     from petl_ray.cli.ending import farewell
-    from petl_ray.cli.results import print_results
+    from petl_ray.cli.results import serve_command, tell
     from petl_ray.cli.watching import Watch
     from petl_ray.cli.where import placement
     from petl_ray.orchestration import Home, Placement, runs
@@ -81,10 +81,8 @@ def resume(
     where = placement(cluster) if cluster else Placement.model_validate(stored["placement"])
     with farewell(where), Watch(silent=as_json) as watch:
         summary = take_up(stored["locked"], stored["id"], place, where, watch)
-        if as_json:
-            print_json(summary.model_dump(mode="json"))
-        else:
-            print_results(summary, watch.errors)
+        ends = summary.endpoint and where.ray == "local"
+        tell(summary, watch, as_json, serve_command(str(summary.endpoint), None, home=home) if ends else None)
     if not summary.succeeded:
         raise typer.Exit(summary.exit_code)
 

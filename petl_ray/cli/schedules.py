@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from petl_ray.cli.options import AsJson, HomePath, PlanPath, Settings, Tasks
-from petl_ray.cli.screen import moment, print_json, print_table, remark, show
+from petl_ray.cli.screen import complain, moment, print_json, print_table, remark, show
 
 app = typer.Typer(help="Add, list and remove schedules.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="The schedule's name; its runs are named after it.", show_default=False)]
@@ -26,6 +26,7 @@ def add(
     settings: Settings = None,
     tasks: Tasks = None,
     home: HomePath = None,
+    as_json: AsJson = False,
 ) -> None:
     """Run a plan by cron; some `petl-ray scheduler` must be up when a tick comes."""
     from petl_ray import scheduling
@@ -41,8 +42,11 @@ def add(
     }
     database = opened(Home.at(home)).database
     schedule = scheduling.add(database, name, plan.absolute(), cron, timezone, options)
-    ticks = scheduling.next_ticks(database, 1)[schedule.name]
-    remark(f"{name}: {cron} ({timezone}), next at {moment(ticks[0])}.")
+    (tick,) = scheduling.next_ticks(database, 1)[schedule.name]
+    if as_json:
+        print_json({**vars(schedule), "next": tick})
+    else:
+        remark(f"{name}: {cron} ({timezone}), next at {moment(tick)}.")
 
 
 @app.command("ls")
@@ -60,13 +64,16 @@ def ls(home: HomePath = None, as_json: AsJson = False) -> None:
 
 
 @app.command("rm")
-def rm(name: Name, home: HomePath = None) -> None:
+def rm(name: Name, home: HomePath = None, as_json: AsJson = False) -> None:
     """Remove a schedule; its runs stay."""
     from petl_ray import scheduling
     from petl_ray.orchestration.home import Home, opened
 
     scheduling.remove(opened(Home.at(home)).database, name)
-    remark(f"{name}: removed.")
+    if as_json:
+        print_json({"name": name, "removed": True})
+    else:
+        remark(f"{name}: removed.")
 
 
 @app.command("next")
@@ -102,4 +109,4 @@ def scheduler(home: HomePath = None) -> None:
         )
 
     remark("Scheduler is up; Ctrl-C stops it, runs that are under way go on.")
-    Scheduler(Home.at(home), tell).run(stop)
+    Scheduler(Home.at(home), tell, complain).run(stop)

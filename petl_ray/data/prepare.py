@@ -38,7 +38,7 @@ def prepare(spec: DataSpec, *, step: StepContext) -> Dataset:
     facts: dict[str, Any] = {"read": read, "removed": {**removed, "unseen_labels": unseen}}
     if spec.split.by == "time":
         wanted = {"validation", "test"} - given.keys()
-        bounds = time_boundaries(given["train"], spec.split, wanted)
+        bounds = time_boundaries(spec.split, wanted)
         facts["boundaries_s"] = {f"{side}_from": bounds[side] for side in sorted(wanted) if bounds[side] < float("inf")}
     _refuse_empty(spec, sides)
     numbers = {label: number for number, label in enumerate(labels)}

@@ -38,9 +38,11 @@ class Split(Spec):
     """How rows find their side where the plan names no file for it.
 
     `row` (default): by a hash of the row's text, so that a row keeps its side when data grows. `group`: the same by the
-    value of `column`, whole groups on one side. `time`: by the value of `column` (ISO 8601, or numbers), newest rows to
-    the test side; the shares decide the two boundaries anew as data grows, unless `validation_from` and `test_from` fix
-    them. A share is a part (0…1) of all rows; of no effect for a side that has a file of its own.
+    value of `column`, whole groups on one side. `time`: by the value of `column` (ISO 8601, or numbers): rows from
+    `test_from` on are tested, those before it and from `validation_from` on are validated. These instants stand in the
+    plan and not in the data, so that no old test row is trained on once newer rows have come; move them by hand.
+    A share is a part (0…1) of all rows; 0 asks for no such side. It has no other effect by time, and none for a side
+    that has a file of its own.
     """
 
     validation: Share = 0.1
@@ -60,7 +62,13 @@ class Split(Spec):
             raise ValueError(f"by: {self.by} {'takes no' if self.column else 'needs a'} column")
         if self.by != "time" and (self.validation_from or self.test_from):
             raise ValueError("validation_from and test_from belong to `by: time`")
+        if self.validation_from and self.test_from and seconds(self.validation_from) >= seconds(self.test_from):
+            raise ValueError(f"validation_from {self.validation_from} is not before test_from {self.test_from}")
         return self
+
+    def asks_for(self, side: Literal["validation", "test"]) -> bool:
+        """Whether rows are wanted on that side."""
+        return bool(getattr(self, f"{side}_from") or getattr(self, side))
 
 
 class DataRules(Spec):
@@ -87,6 +95,21 @@ class DataRules(Spec):
             raise ValueError(f"columns.{odd[0]}: a {self.task_type} task has no {odd[0]}")
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
             raise ValueError("labels: a label is named twice")
+        return self
+
+    @model_validator(mode="after")
+    def _instants_are_fixed(self) -> Self:
+        """A share of rows by time would be another instant tomorrow."""
+        for side in ("validation", "test") if self.split.by == "time" else ():
+            if (
+                self.split.asks_for(side)
+                and not getattr(self.split, f"{side}_from")
+                and getattr(self, side, None) is None
+            ):
+                raise ValueError(
+                    f"split: by: time needs {side}_from, the instant from which rows belong to {side} (or {side}: 0). A "
+                    "share would move it as data grows, and old test rows into training"
+                )
         return self
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_left
 from collections.abc import Collection, Sequence
 
 from petl_ray.data.rows import Row
@@ -14,12 +13,11 @@ from petl_ray.data.times import seconds
 def split_off(rows: Sequence[Row], split: Split, wanted: Collection[str]) -> dict[str, list[Row]]:
     """`rows` as `train` and the sides in `wanted` (of `validation`, `test`).
 
-    By row and by group the side depends on the row and on the rule alone, never on the other rows: it stays when data
-    grows. By time it depends on the boundaries, which come from the shares unless the plan fixes them.
+    The side depends on the row and on the rule alone, never on the other rows: it stays when data grows.
     """
     sides: dict[str, list[Row]] = {"train": [], **{side: [] for side in wanted}}
     if split.by == "time":
-        return _by_time(rows, sides, time_boundaries(rows, split, wanted))
+        return _by_time(rows, sides, time_boundaries(split, wanted))
     test = split.test if "test" in wanted else 0.0
     validation = split.validation if "validation" in wanted else 0.0
     for row in rows:
@@ -35,25 +33,10 @@ def _position(seed: int, of: bytes) -> float:
     return int.from_bytes(hashlib.sha256(b"%d\n" % seed + of).digest()[:6], "big") / 2.0**48
 
 
-def time_boundaries(rows: Sequence[Row], split: Split, wanted: Collection[str]) -> dict[str, float]:
-    """From which time on (seconds since 1970) a row belongs to `validation` and to `test`; infinite for none.
-
-    Rows of one moment stay together, on the newer side; a side may so become larger than its share.
-    """
-    times = sorted(float(row.place) for row in rows if row.place is not None)
-    fixed = {"test": split.test_from, "validation": split.validation_from}
-    boundaries = {"test": float("inf"), "validation": float("inf")}
-    older = times
-    for side, share in (("test", split.test), ("validation", split.validation)):
-        given, taken = fixed[side], round(len(times) * share)
-        if side not in wanted:
-            continue
-        if given is not None:
-            boundaries[side] = seconds(given)
-        elif taken and older:
-            boundaries[side] = older[max(0, len(older) - taken)]
-        older = older[: bisect_left(older, boundaries[side])]
-    return boundaries
+def time_boundaries(split: Split, wanted: Collection[str]) -> dict[str, float]:
+    """From which instant on (seconds since 1970) a row belongs to `validation` and to `test`; infinite for none."""
+    fixed = {"validation": split.validation_from, "test": split.test_from}
+    return {side: seconds(at) if at is not None and side in wanted else float("inf") for side, at in fixed.items()}
 
 
 def _by_time(rows: Sequence[Row], sides: dict[str, list[Row]], boundaries: dict[str, float]) -> dict[str, list[Row]]:

@@ -1,7 +1,7 @@
 """The answers of every system to the same rows, from the bank's serving layout: what is measured is what will answer.
 
-Adapters of one locked base stand in slots beside it and are answered in mixed batches, one base after another. Rows are
-grouped by length, so a batch holds little padding; the order of the answers is that of the rows.
+Adapters of one locked base stand in slots beside it and are answered in mixed batches, one base after another. Rows of
+one padded length stand together, so a batch holds little padding; the order of the answers is that of the rows.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 BASE = "base"  # the rival that is the base without any adapter
 UNKNOWN_LABEL_LOSS = math.log(1e12)  # nats charged for a row whose label the adapter never learned
+_LENGTH_STEP = 8
 _LOGITS = 1 << 26  # logits of one batch held at once: 256 MiB in fp32
 
 
@@ -43,6 +45,7 @@ class _Placed:
     role: str
     slot: int | None
     labels: tuple[str, ...]
+    max_length: int
     encoded: list[Encoded]
 
 
@@ -106,7 +109,7 @@ def _place(
     asked = [_in_labels(row, dataset, known) for row in rows]
     task = task_of(dataset.task_type)
     encoded = task.encode(asked, loaded.tokenizer, card.max_length, card.template or "{prompt}")
-    return _Placed(system.role, slot if system.adapter is not None else None, card.labels, encoded)
+    return _Placed(system.role, slot if system.adapter is not None else None, card.labels, card.max_length, encoded)
 
 
 def _in_labels(row: Mapping[str, Any], dataset: Dataset, known: Mapping[str, int]) -> Mapping[str, Any]:
@@ -128,17 +131,25 @@ def _translated(score: RowScore, labels: Sequence[str], dataset: Dataset, row: M
 
 
 def _batches(placed: Sequence[_Placed], tokens: int) -> Iterator[list[tuple[_Placed, int]]]:
-    """(system, row number) pairs in batches of at most `tokens` padded tokens (at least one row), by length."""
+    """(system, row number) pairs in batches of one padded length and at most `tokens` tokens (at least one row).
+
+    A row is padded alike in whatever batch it comes to stand, so its answer does not depend on `tokens` or on rivals.
+    """
     every = [(system, row) for system in placed for row in range(len(system.encoded))]
-    every.sort(key=lambda pair: pair[0].encoded[pair[1]].length_tokens)
-    batch: list[tuple[_Placed, int]] = []
-    for system, row in every:
-        if batch and (len(batch) + 1) * system.encoded[row].length_tokens > tokens:
-            yield batch
-            batch = []
-        batch.append((system, row))
-    if batch:
-        yield batch
+    every.sort(key=_padded)
+    for length, pairs in groupby(every, key=_padded):
+        yield from _parts(list(pairs), max(1, tokens // length))
+
+
+def _parts(pairs: list[tuple[_Placed, int]], most: int) -> Iterator[list[tuple[_Placed, int]]]:
+    return (pairs[at : at + most] for at in range(0, len(pairs), most))
+
+
+def _padded(pair: tuple[_Placed, int]) -> int:
+    """The length a row is padded to: the next multiple of eight tokens, where the limit allows."""
+    system, row = pair
+    length = system.encoded[row].length_tokens
+    return max(length, min(system.max_length, -(-length // _LENGTH_STEP) * _LENGTH_STEP))
 
 
 def _budget(batch_tokens: int, task: Task, loaded: LoadedBase) -> int:
@@ -150,7 +161,7 @@ def _budget(batch_tokens: int, task: Task, loaded: LoadedBase) -> int:
 
 def _answer(bank: ServingBank, task: Task, batch: Sequence[tuple[_Placed, int]], loaded: LoadedBase) -> list[RowScore]:
     """One score a pair, in order; the rows of one system are scored together."""
-    whole = task.collate([system.encoded[row] for system, row in batch], loaded.pad_id)
+    whole = task.collate([system.encoded[row] for system, row in batch], loaded.pad_id, _padded(batch[0]))
     logits = bank.answer([system.slot for system, _ in batch], whole.input_ids, whole.attention_mask, whole.extra)
     places: dict[str, list[int]] = {}
     for place, (system, _) in enumerate(batch):

@@ -6,13 +6,13 @@ import difflib
 import importlib.util
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from petl_ray.errors import BaseModelError
 from petl_ray.fingerprint import sha256_file, sha256_of
-from petl_ray.models.spec import BaseSpec, LockedBase
+from petl_ray.models.spec import BaseSpec, LockedBase, Precision
 from petl_ray.spec import Pinned
 
 CONFIG = "config.json"
@@ -37,21 +37,25 @@ KNOWN_WEIGHTS = {  # packages whose weights are vouched for, sha256 of model.saf
 }
 
 
-def resolve(spec: BaseSpec, device: str = "auto") -> LockedBase:
-    """Pin what `spec` names: find it, check it, hash it, and decide its precision for `device`.
+def resolve(spec: BaseSpec, auto: Callable[[], Precision] | None = None) -> LockedBase:
+    """Pin what `spec` names: find it, check it, hash it, and decide its precision.
 
-    The digest is the sha256 over (name, sha256) of configuration, tokenizer and safetensors files. Raises
-    BaseModelError for a source that is absent, changed, pickled, or that wants to run code of its own.
+    `auto` says what `precision: auto` means where the base will compute (default: on this machine); it is asked last,
+    and only if the spec leaves it open. The digest is the sha256 over (name, sha256) of configuration, tokenizer and
+    safetensors files. Raises BaseModelError for a source that is absent, changed, pickled, or that wants to run code
+    of its own, and whatever `auto` raises.
     """
     uri, directory = _find(spec)
     check_directory(directory, spec.source)
-    precision = spec.precision
-    if precision == "auto":
-        from petl_ray.models.device import choose_precision
-
-        precision = choose_precision(device)
     pinned = Pinned(uri=uri, digest=directory_digest(directory))
+    precision = spec.precision if spec.precision != "auto" else (auto or _here)()
     return LockedBase(pinned=pinned, precision=precision, quantization=spec.quantization)
+
+
+def _here() -> Precision:
+    from petl_ray.models.device import choose_precision
+
+    return choose_precision()
 
 
 def locate(pinned: Pinned) -> Path:
@@ -179,7 +183,7 @@ def _revision(name: str, wanted: str | None) -> str:
 
     try:
         return str(HfApi().model_info(name, revision=wanted, timeout=20).sha)
-    except Exception as error:
+    except Exception as error:  # whatever the hub's library raises means that the id could not be resolved
         raise _hub_error(name, wanted, error) from error
 
 
@@ -191,7 +195,7 @@ def _snapshot(name: str, revision: str) -> Path:
     patterns = [CONFIG, *TOKENIZER_FILES, *WEIGHTS]
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except Exception as error:
+    except Exception as error:  # as above: nothing of a strange download may look like a bug of ours
         raise _hub_error(name, revision, error) from error
 
 

@@ -19,7 +19,7 @@ class BaseSpec(Spec):
 
     `source` is `package:NAME` (an installed Python package that carries a model), a local directory, or a Hugging Face
     id (`owner/name`, optionally `hub:owner/name`). `revision` belongs to hub ids only; the lock turns it into 40 hex
-    digits. `precision: auto` is decided for the machine that locks the plan.
+    digits. `precision: auto` is decided in the lock, for the machines that train.
     """
 
     source: str = Field(min_length=1, max_length=1024)

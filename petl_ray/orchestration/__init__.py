@@ -4,10 +4,11 @@ In: verbs, Specs, artifacts, a placement. Out: artifacts, a journal, events. It 
 
 `run.make` answers a pure question once for all runs, `run.pack` many questions in one execution, `run.each` walks
 through items side by side, `run.do` touches the world once a run. `start_run` opens or resumes a run, `rehearse` says
-what a run would do, `runs` is what people ask about runs.
+what a run would do, `ask` what is so on the machines of a placement, `runs` is what people ask about runs.
 """
 
 from petl_ray.orchestration import runs
+from petl_ray.orchestration.asking import ask
 from petl_ray.orchestration.home import Home
 from petl_ray.orchestration.lifecycle import start_run
 from petl_ray.orchestration.placement import Placement, load_placement
@@ -21,6 +22,7 @@ __all__ = [
     "PlannedStep",
     "Rehearsal",
     "Run",
+    "ask",
     "load_placement",
     "rehearse",
     "runs",

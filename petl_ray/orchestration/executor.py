@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,7 +37,8 @@ class InProcess:
     def admit(self, verb: Verb) -> Resources:
         asked = self._placement.resources(verb.name)
         gpus = self._placement.gpus
-        check_capacity(verb.name, asked, verb.drives_ray, self._placement.cores, asked.gpus if gpus == "auto" else gpus)
+        there = math.ceil(asked.gpus) * asked.workers * asked.packs if gpus == "auto" else gpus
+        check_capacity(verb.name, asked, verb.drives_ray, [{"CPU": self._placement.cores, "GPU": there}])
         return asked
 
     def answer(self, jobs: Sequence[Job], pulse: Pulse, check: Callable[[], None]) -> list[Reply]:

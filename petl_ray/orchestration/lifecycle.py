@@ -53,9 +53,10 @@ def start_run(
     """
     where = placement or Placement()
     place = opened(home)
+    plan_digest = digest or sha256_of({"pipeline": pipeline, "locked": locked})
     row = {
         "pipeline": pipeline,
-        "plan_digest": digest or sha256_of({"pipeline": pipeline, "locked": locked}),
+        "plan_digest": plan_digest,
         "plan": dict(plan or {}),
         "locked": dict(locked),
         "placement": where.model_dump(mode="json"),
@@ -64,7 +65,7 @@ def start_run(
     chosen, claim, position, standing = _enter(place, row, run_id, lasts_s)
     with Pulse(place.database, chosen, on_event, beat_s=lasts_s / 5, lasts_s=lasts_s) as pulse:
         pulse.watch([claim])
-        run = Run(place, chosen, claim, _executor(where), pulse, position)
+        run = Run(place, chosen, plan_digest, claim, _executor(where), pulse, position)
         run.locked = dict(locked if standing is None else standing)
         run.report("run.start" if standing is None else "run.resume", pipeline=pipeline)
         try:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, TaskCancelledError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from petl_ray.errors import CapacityError, PermanentError, PetlRayError, RunCancelled, TemporaryError
 from petl_ray.orchestration import journal
@@ -25,11 +27,15 @@ from petl_ray.orchestration.home import opened
 from petl_ray.orchestration.placement import Placement, check_capacity
 from petl_ray.orchestration.pulse import Pulse
 from petl_ray.orchestration.work import Job, Reply, work
-from petl_ray.verb import Resources, Verb
+from petl_ray.verb import Resources, Verb, load
 
 _LOST_WORKERS = 3
 _LOOK_S = 0.25
+_KNOCK_S = 10.0
+_ANSWER_S = 180.0  # a machine that was just added loads Python and torch for the first time
 _OBJECT_STORE_BYTES = 256 << 20  # only questions and answers travel through it; files go through the store
+
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "petl-ray"}
 
 _starting = threading.Lock()
 
@@ -41,24 +47,8 @@ def ensure_ray(placement: Placement) -> None:
     trial. Raises TemporaryError if the cluster does not answer.
     """
     with _starting:
-        if ray.is_initialized():
+        if _joined(placement):
             return
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "petl-ray"}
-        if placement.ray == "auto":
-            try:
-                ray.init(address="auto", **quiet)
-                return
-            except ConnectionError:
-                pass
-        elif placement.ray != "local":
-            try:
-                ray.init(address=placement.ray, **quiet)
-                return
-            except (ConnectionError, RayError) as error:
-                reason = str(error).splitlines()[0]
-                raise TemporaryError(
-                    f"Ray at {placement.ray}", reason, "no cluster answers there", delay_s=2.0
-                ) from error
         gpus = None if placement.gpus == "auto" else placement.gpus
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         _start_and_stay(
@@ -68,8 +58,32 @@ def ensure_ray(placement: Placement) -> None:
             include_dashboard=True,
             dashboard_host="127.0.0.1",
             object_store_memory=_OBJECT_STORE_BYTES,
-            **quiet,
+            **_QUIET,
         )
+
+
+def _joined(placement: Placement) -> bool:
+    """Connect to the cluster that the placement names; False where it names none, or says `auto` and none is there."""
+    if ray.is_initialized():
+        return True
+    if placement.ray == "local":
+        return False
+    try:
+        _knock(placement.ray)
+        ray.init(address=placement.ray, **_QUIET)
+        return True
+    except (OSError, RayError) as error:
+        if placement.ray == "auto" and isinstance(error, ConnectionError):
+            return False
+        reason = str(error).splitlines()[0]
+        raise TemporaryError(f"Ray at {placement.ray}", reason, "no cluster answers there", delay_s=2.0) from error
+
+
+def _knock(address: str) -> None:
+    """Raise OSError if nobody listens at `host:port`: Ray itself tries for many minutes, and tells the terminal so."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "://" not in address:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
 
 
 def _start_and_stay(**options: Any) -> None:
@@ -92,6 +106,65 @@ def _start_and_stay(**options: Any) -> None:
         raise failure[0]
 
 
+def ask_machines(placement: Placement, verb: str, question: str) -> list[Any] | None:
+    """What `question` answers on each machine of the cluster that could hold a worker of `verb`; None without a cluster.
+
+    See `petl_ray.orchestration.asking.ask`. It reserves nothing, so it neither waits for a busy machine nor keeps
+    others waiting.
+    """
+    with _starting:
+        if not _joined(placement):
+            return None
+    machines = _machines()
+    asked = placement.resources(verb, list(machines.values()))
+    fit = [node for node, machine in machines.items() if asked.fit([machine])]
+    if not fit:
+        raise CapacityError(
+            f"placement.verbs.{verb}",
+            f"asks for {asked.cpus} cpus and {asked.gpus:g} gpus on one machine",
+            f"none of the cluster's {len(machines)} has them",
+            "Lower them, or choose a bigger placement",
+        )
+    # Unreserved GPUs are seen all the same, unless a cluster goes back to hiding them.
+    seeing = {"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}} if asked.gpus else None
+    task = ray.remote(num_cpus=0, max_calls=1, runtime_env=seeing)(_answer_in_worker)
+    refs = [
+        task.options(name=question, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+            question
+        )
+        for node in fit
+    ]
+    late = ray.wait(refs, num_returns=len(refs), timeout=_ANSWER_S)[1]
+    for ref in late:
+        ray.cancel(ref)
+    if late:
+        found = f"{len(late)} of {len(refs)} machines did not answer within {_ANSWER_S:g} s"
+        raise TemporaryError(f"{question} on the cluster", found, do="Try again, or see what they are busy with")
+    return [_answered(ref, question) for ref in refs]
+
+
+def _machines() -> dict[str, Mapping[str, float]]:
+    """What every machine of the cluster has in all, busy or not, by Ray's node id."""
+    return {one["NodeID"]: one["Resources"] for one in ray.nodes() if one["Alive"]}
+
+
+def _answer_in_worker(question: str) -> Any:
+    return load(question)()
+
+
+def _answered(ref: Any, question: str) -> Any:
+    try:
+        return ray.get(ref)
+    except RayError as error:
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        if isinstance(cause, PetlRayError):
+            raise cause from None
+        found = f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}"
+        raise PermanentError(
+            f"{question} on the cluster", found, "a machine cannot say", "Install the same petl-ray on all of them"
+        ) from error
+
+
 class OnRay:
     """The executor that hands jobs to Ray workers; see `petl_ray.orchestration.executor.Executor`."""
 
@@ -100,10 +173,9 @@ class OnRay:
 
     def admit(self, verb: Verb) -> Resources:
         ensure_ray(self._placement)
-        there = ray.cluster_resources()
-        cores, gpus = float(there.get("CPU", 0)), float(there.get("GPU", 0))
-        asked = self._placement.resources(verb.name, int(cores) if self._placement.cpus == "auto" else None)
-        check_capacity(verb.name, asked, verb.drives_ray, cores, gpus)
+        machines = list(_machines().values())
+        asked = self._placement.resources(verb.name, machines)
+        check_capacity(verb.name, asked, verb.drives_ray, machines)
         return asked
 
     def prepare(self, verb: Verb) -> Resources:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from petl_ray.errors import CapacityError, PlanError
+from petl_ray.orchestration.verbs import VERBS
 from petl_ray.spec import Spec
 from petl_ray.verb import Resources
 
 Auto = Literal["auto"]
+Machine = Mapping[str, float]  # what it has in all, as Ray names it: CPU, GPU
 
 
 class VerbResources(Spec):
     """What one execution of a verb is given; `auto` is filled from the machine or the cluster.
 
-    `cpus: auto` is every core there is; `packs: auto` as many packs of `cpus` as the cores allow.
+    `cpus: auto` is every core of the largest machine; `packs: auto` as many packs of `cpus` as their cores allow.
     """
 
     cpus: int | Auto = Field(1, description="whole cores, and so threads, of one process")
@@ -48,12 +52,29 @@ class Placement(Spec):
         default_factory=lambda: {name: VerbResources(packs="auto", slots=8) for name in ("search", "train")}
     )
 
-    def resources(self, verb: str, cores: int | None = None) -> Resources:
-        """What `verb` is given where there are `cores` cores (default: what the placement or this machine has)."""
-        total = cores or self.cores
+    @field_validator("verbs", mode="before")
+    @classmethod
+    def _known_verbs(cls, verbs: Any) -> Any:
+        """Before the values are looked at: what is given to a verb that nobody knows would be given to nobody."""
+        known = [verb.name for verb in VERBS]
+        for name in verbs if isinstance(verbs, Mapping) else ():
+            if name not in known:
+                near = get_close_matches(str(name), known, n=1)
+                do = f"Did you mean {near[0]}?" if near else "Name one of those, or use default"
+                raise PlanError(f"verbs.{name}", "no such verb", f"there are {', '.join(known)}", do)
+        return verbs
+
+    def resources(self, verb: str, machines: Sequence[Machine] | None = None) -> Resources:
+        """What `verb` is given on these machines (default: one with the cores of the placement, or of this machine).
+
+        A number of `cpus` of the placement bounds what `auto` takes of them.
+        """
+        cores = [int(machine.get("CPU", 0)) for machine in machines] if machines else [self.cores]
+        bound = sum(cores) if self.cpus == "auto" else self.cpus
         asked = self.verbs.get(verb, self.default)
-        cpus = total if asked.cpus == "auto" else asked.cpus
-        packs = max(1, total // max(1, cpus)) if asked.packs == "auto" else asked.packs
+        cpus = max(1, min(bound, max(cores))) if asked.cpus == "auto" else asked.cpus
+        most = min(bound // max(1, cpus), sum(each // max(1, cpus) for each in cores))
+        packs = max(1, most) if asked.packs == "auto" else asked.packs
         return Resources(cpus=cpus, gpus=asked.gpus, workers=asked.workers, packs=packs, slots=asked.slots)
 
     @property
@@ -62,21 +83,24 @@ class Placement(Spec):
         return usable_cpus() if self.cpus == "auto" else self.cpus
 
 
-def check_capacity(verb: str, asked: Resources, drives_ray: bool, cores: float, gpus: float) -> None:
+def check_capacity(verb: str, asked: Resources, drives_ray: bool, machines: Sequence[Machine]) -> None:
     """Refuse before it starts what could never start; raises CapacityError.
 
-    Parts that must hold their cores at the same time (workers, the packs of a search) count together; packs of a verb
-    that works by itself may queue.
+    One process stands on one machine. Processes that must hold their cores at the same time (workers, the packs of a
+    search) count together; packs of a verb that works by itself may queue.
     """
     together = asked.workers * (asked.packs if drives_ray else 1)
-    for what, wanted, there in (("cpus", asked.cpus * together, cores), ("gpus", asked.gpus * together, gpus)):
-        if wanted > there:
-            raise CapacityError(
-                f"placement.verbs.{verb}.{what}",
-                f"asks for {wanted:g} at once",
-                f"there are {there:g}",
-                "Lower cpus, packs or workers, or choose a bigger placement",
-            )
+    do = "Lower cpus, gpus, packs or workers, or choose a bigger placement"
+    for what, kind, each in (("cpus", "CPU", asked.cpus), ("gpus", "GPU", asked.gpus)):
+        key, there = f"placement.verbs.{verb}.{what}", [machine.get(kind, 0.0) for machine in machines] or [0.0]
+        if each > max(there):
+            raise CapacityError(key, f"asks for {each:g} in one process", f"the largest machine has {max(there):g}", do)
+        if each * together > sum(there):
+            raise CapacityError(key, f"asks for {each * together:g} at once", f"there are {sum(there):g}", do)
+    if asked.fit(machines) < together:
+        found = f"asks for {together} processes of {asked.cpus} cpus and {asked.gpus:g} gpus at once"
+        why = f"{asked.fit(machines)} fit on the {len(machines)} machines"
+        raise CapacityError(f"placement.verbs.{verb}", found, why, do)
 
 
 def load_placement(path: str | Path) -> Placement:
@@ -93,6 +117,9 @@ def load_placement(path: str | Path) -> Placement:
         raise PlanError(f"placement {source}", str(error).splitlines()[0], "it is no YAML", "Correct it") from error
     except ValidationError as error:
         first = error.errors()[0]
+        ours = first.get("ctx", {}).get("error")
+        if isinstance(ours, PlanError):
+            raise PlanError(f"placement {source}: {ours.what}", ours.found, ours.why, ours.do) from error
         key = ".".join(str(part) for part in first["loc"])
         raise PlanError(f"placement {source}: {key}", f"got {first['input']!r}", first["msg"], "Correct it") from error
 

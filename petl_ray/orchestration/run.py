@@ -28,7 +28,6 @@ from petl_ray.orchestration.step import sweep
 from petl_ray.orchestration.why import question_of, why_miss
 from petl_ray.orchestration.work import Asked, Job, Reply, work
 from petl_ray.spec import Spec
-from petl_ray.store import fetch_files
 from petl_ray.verb import Question, Resources, Verb
 
 T = TypeVar("T")
@@ -63,12 +62,20 @@ class Outcomes(Mapping[str, T], Generic[T]):
 
 class Run:
     """One durable run. `id` names it; `failures` holds what failed so far, by the step's label; `locked` is the locked
-    plan (plain JSON) that it began with; `summary` (plain JSON) is kept in the journal when it ends."""
+    plan (plain JSON) that it began with, `plan_digest` names it; `summary` (plain JSON) is kept in the journal when it
+    ends."""
 
     def __init__(
-        self, opened: Opened, run_id: str, claim: Claim, executor: Executor, pulse: Pulse, position: int
+        self,
+        opened: Opened,
+        run_id: str,
+        plan_digest: str,
+        claim: Claim,
+        executor: Executor,
+        pulse: Pulse,
+        position: int,
     ) -> None:
-        self.id = run_id
+        self.id, self.plan_digest = run_id, plan_digest
         self.home = opened.home
         self.failures: dict[str, PetlRayError] = {}
         self.summary: Any = None
@@ -140,9 +147,8 @@ class Run:
         return self._one(verb, asked, self._obtain(verb, [asked]))
 
     def fetch(self, artifact: Artifact) -> Path:
-        """A local read-only directory with the artifact's files, verified. Raises CorruptionError, TemporaryError."""
-        entries = (*artifact.files, *artifact.traces)
-        return patiently(lambda: fetch_files(self._opened.store, entries, self.home.cache), self.check)
+        """A local read-only directory with the artifact's files, verified; see `records.fetch` for what it raises."""
+        return patiently(lambda: records.fetch(self._opened.store, artifact, self.home.cache), self.check)
 
     def check(self) -> None:
         """Raise RunCancelled if somebody asked this run to stop, ClaimLost if another driver has taken it."""
@@ -249,7 +255,7 @@ class Run:
         return self._executor.answer(jobs, self._pulse, self.check)
 
     def _job(self, verb: Verb, asked: list[Asked], resources: Resources, packed: bool) -> Job:
-        return Job(self.home, self.id, verb, tuple(asked), resources, packed, self._pulse.lasts_s)
+        return Job(self.home, self.id, self.plan_digest, verb, tuple(asked), resources, packed, self._pulse.lasts_s)
 
     def _back_off(self, again: list[Reply], tries: int) -> None:
         errors = [one.error for one in again if isinstance(one.error, TemporaryError)]

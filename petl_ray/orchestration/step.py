@@ -12,13 +12,13 @@ from sqlalchemy import select
 
 from petl_ray.artifact import Artifact, FileEntry
 from petl_ray.errors import PermanentError
-from petl_ray.orchestration import progress
+from petl_ray.orchestration import progress, records
 from petl_ray.orchestration.claims import Claim, claim_lost, insert_if_absent
 from petl_ray.orchestration.faults import fault
 from petl_ray.orchestration.home import Opened
 from petl_ray.orchestration.journal import Entry
 from petl_ray.orchestration.pulse import Pulse
-from petl_ray.store import fetch_files
+from petl_ray.orchestration.verbs import VERBS
 from petl_ray.store.tables import facts
 from petl_ray.verb import Progress, Resources
 
@@ -26,8 +26,11 @@ from petl_ray.verb import Progress, Resources
 class ClaimedStep:
     """The StepContext of one attempt. What it makes durable is fenced: a stale owner cannot write over the next."""
 
-    def __init__(self, opened: Opened, claim: Claim, entry: Entry, resources: Resources, pulse: Pulse) -> None:
+    def __init__(
+        self, opened: Opened, claim: Claim, entry: Entry, resources: Resources, pulse: Pulse, plan_digest: str
+    ) -> None:
         self._opened, self.claim, self.entry, self._resources, self._pulse = opened, claim, entry, resources, pulse
+        self._plan_digest = plan_digest
         self._scratch: Path | None = None
         self._saved: int | None = None
         self._uses_progress = False
@@ -46,11 +49,11 @@ class ClaimedStep:
 
     @property
     def services(self) -> Mapping[str, str]:
-        return self._opened.home.services(self.entry.run_id)
+        asked = {"plan": self._plan_digest, "verbs": ", ".join(f"{verb.name} {verb.version}" for verb in VERBS)}
+        return {**self._opened.home.services(self.entry.run_id), **asked}
 
     def fetch(self, artifact: Artifact) -> Path:
-        entries = (*artifact.files, *artifact.traces)
-        return fetch_files(self._opened.store, entries, self._opened.home.cache)
+        return records.fetch(self._opened.store, artifact, self._opened.home.cache)
 
     def keep(self, *paths: str) -> tuple[FileEntry, ...]:
         return tuple(self._keep(path) for path in paths)

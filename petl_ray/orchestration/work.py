@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from petl_ray.artifact import Artifact
@@ -43,6 +43,7 @@ class Job:
 
     home: Home
     run_id: str
+    plan_digest: str
     verb: Verb
     asked: tuple[Asked, ...]
     resources: Resources = field(default_factory=Resources)
@@ -117,12 +118,12 @@ def _answer(
     place: Opened, job: Job, todo: list[Asked], held: Mapping[str, Claim], replies: dict[str, Reply], pulse: Pulse
 ) -> None:
     """Execute the verb, in its packed form or question by question, and commit each outcome as soon as it is known."""
-    steps = [ClaimedStep(place, held[one.entry.name], one.entry, job.resources, pulse) for one in todo]
+    steps = [ClaimedStep(place, held[one.entry.name], one.entry, job.resources, pulse, job.plan_digest) for one in todo]
     began = time.monotonic()
     try:
         if job.packed and job.verb.packed is not None and job.resources.workers == 1 and todo:
-            outcomes = _answer_all(job, todo, steps)
-            for one, step, outcome in zip(todo, steps, outcomes, strict=True):
+            for at, outcome in _answer_all(job, todo, steps):
+                one, step = todo[at], steps[at]
                 replies[one.entry.name] = _conclude(place, one, step, outcome, pulse, time.monotonic() - began)
             return
         for one, step in zip(todo, steps, strict=True):
@@ -143,16 +144,22 @@ def _answer_one(job: Job, one: Asked, step: ClaimedStep) -> Artifact | PetlRayEr
         return _told(job, [one], error)
 
 
-def _answer_all(job: Job, todo: list[Asked], steps: list[ClaimedStep]) -> list[Artifact | PetlRayError]:
+def _answer_all(job: Job, todo: list[Asked], steps: list[ClaimedStep]) -> Iterator[tuple[int, Artifact | PetlRayError]]:
+    """Index and outcome of every question once, each as soon as the verb knows it."""
     questions = [Question(one.key, one.spec, one.inputs) for one in todo]
+    owed = set(range(len(todo)))
     try:
-        outcomes = job.verb.answer_all(questions, steps)
-    except Exception as error:  # noqa: BLE001 - as above: the failure of every question of this execution
-        return [_told(job, todo, error)] * len(todo)
-    if len(outcomes) != len(todo):
-        found = f"{len(outcomes)} answers to {len(todo)} questions"
-        return [PermanentError(f"verb {job.verb.name}", found, "a packed verb owes one answer each")] * len(todo)
-    return [one if isinstance(one, Artifact) else as_ours(one, todo[at].entry.label) for at, one in enumerate(outcomes)]
+        for at, outcome in job.verb.answer_all(questions, steps):
+            if at in owed:
+                owed.remove(at)
+                yield at, outcome if isinstance(outcome, Artifact) else as_ours(outcome, todo[at].entry.label)
+    except Exception as error:  # noqa: BLE001 - as above: the failure of every question that is still open
+        told = _told(job, [todo[at] for at in sorted(owed)] or todo, error)
+        yield from ((at, told) for at in sorted(owed))
+        return
+    found = f"{len(todo) - len(owed)} answers to {len(todo)} questions"
+    missing = PermanentError(f"verb {job.verb.name}", found, "a packed verb owes one answer each")
+    yield from ((at, missing) for at in sorted(owed))
 
 
 def _told(job: Job, asked: list[Asked], error: Exception) -> PetlRayError:

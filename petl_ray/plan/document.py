@@ -11,21 +11,39 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.constructor import ConstructorError
+from yaml.reader import ReaderError
 
 from petl_ray.errors import PlanError
 from petl_ray.plan.explain import near
 
 _DEPTH = 8
+_SPACE = ("search", "space")  # the mapping whose keys are dotted paths themselves
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: duplicate keys are refused and `1e-3` is a number (YAML 1.2), not text."""
+    """YAML as people mean it: duplicate keys are refused and `1e-3` is a number (YAML 1.2), not text.
+
+    What looks like a date or a number and is none (`2020-13-45`) is told with its place.
+    """
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except PlanError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            kind = node.tag.rpartition(":")[2]
+            said = f"{str(node.value)[:60]!r} looks like a YAML {kind} and is none (text stands in quotes)"
+            raise ConstructorError(None, None, said, node.start_mark) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Hashable] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key in seen:
+            if not isinstance(key, Hashable):
+                continue  # refused below, with its place
+            if key in seen:
                 line = key_node.start_mark.line + 1
                 raise PlanError(
                     str(key), f"stands twice (again in line {line})", "only one of the two could count", "Remove one"
@@ -51,15 +69,24 @@ def parse_yaml(text: str, where: str) -> Any:
         mark = error.problem_mark
         place = f"{where} line {mark.line + 1}, column {mark.column + 1}" if mark else where
         raise PlanError(place, str(error.problem or error), "this is not YAML", "Mend the line") from None
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        found = f"has the character {text[error.position : error.position + 1]!a}"
+        raise PlanError(f"{where} line {line}", found, "YAML is text without control characters", "Remove it") from None
+    except RecursionError:
+        raise PlanError(where, "lists or mappings lie too deep in each other", "no plan needs that") from None
 
 
-def merge(below: Any, above: Any) -> Any:
-    """`above` laid over `below`: mappings merge key by key, anything else is replaced whole."""
+def merge(below: Any, above: Any, path: tuple[str, ...] = ()) -> Any:
+    """`above` laid over `below`: mappings merge key by key, anything else is replaced whole; so is a searched domain."""
     if not isinstance(below, Mapping) or not isinstance(above, Mapping):
         return above
+    if path[-2:] == _SPACE:
+        return {**below, **above}  # half a range of the one below and half of this one would be none
     if "kind" in above and "kind" in below and above["kind"] != below["kind"]:
         return above  # another kind of method shares no keys with the one it replaces
-    return {**below, **{key: merge(below[key], value) if key in below else value for key, value in above.items()}}
+    laid = {key: merge(below[key], value, (*path, str(key))) if key in below else value for key, value in above.items()}
+    return {**below, **laid}
 
 
 def read_document(path: Path, depth: int = 0) -> dict[str, Any]:
@@ -77,33 +104,51 @@ def read_document(path: Path, depth: int = 0) -> dict[str, Any]:
     document = parse_yaml(text, str(path))
     if not isinstance(document, dict):
         raise PlanError(str(path), f"got {type(document).__name__}", "a plan is a mapping of keys to values")
-    included = document.pop("include", [])
     below: Any = {}
-    for name in [included] if isinstance(included, str) else included:
-        below = merge(below, read_document((path.parent / name).resolve(), depth + 1))
+    for file in _included(document.pop("include", []), path):
+        below = merge(below, read_document(file, depth + 1))
     merged: dict[str, Any] = merge(below, document)
     return merged
+
+
+def _included(named: Any, path: Path) -> list[Path]:
+    """The files that `include:` of the plan at `path` names."""
+    names = [named] if isinstance(named, str) else named
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise PlanError(f"{path}: include", f"got {named!r}", "files are laid below this one", "Give a path or a list")
+    return [(path.parent / name).resolve() for name in names]
 
 
 def plan_files(path: Path, depth: int = 0) -> list[Path]:
     """The file at `path` and all that it includes, directly or not."""
     document = parse_yaml(path.read_text(encoding="utf-8"), str(path)) if path.is_file() and depth <= _DEPTH else {}
-    included = document.get("include", []) if isinstance(document, dict) else []
-    names = [included] if isinstance(included, str) else included
-    return [path, *(inner for name in names for inner in plan_files((path.parent / name).resolve(), depth + 1))]
+    named = document.get("include", []) if isinstance(document, dict) else []
+    return [path, *(inner for file in _included(named, path) for inner in plan_files(file, depth + 1))]
 
 
 def apply_settings(document: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
-    """The document with each `a.b.c=value` laid over it; the value is read as YAML."""
+    """The document with each `a.b.c=value` laid over it; the value is read as YAML.
+
+    Below `search.space` the rest of the path is one key, for there keys are dotted paths: `search.space.method.rank`.
+    """
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals or not path.strip():
             raise PlanError(f"--set {setting}", "no '=' in it", do="Write --set a.b.c=value")
         value: Any = parse_yaml(text, f"--set {path}")
-        for part in reversed(path.strip().split(".")):
+        for part in reversed(_keys(path.strip())):
             value = {part: value}
         document = merge(document, value)
     return document
+
+
+def _keys(path: str) -> list[str]:
+    """The keys that a dotted path goes through."""
+    keys = path.split(".")
+    for index in range(2, len(keys)):
+        if tuple(keys[index - 2 : index]) == _SPACE:
+            return [*keys[:index], ".".join(keys[index:])]
+    return keys
 
 
 def spread_defaults(document: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,26 @@ from pydantic import BaseModel, ValidationError
 
 from petl_ray.errors import PlanError
 
+UNKNOWN_KEY = "unknown key"
+
+_Keys = tuple[int | str, ...]
+
+_TYPES = {  # pydantic's errors about a value of another type, and what is wanted
+    "string_type": "text",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+}
+
 
 def near(name: str, known: Iterable[Any]) -> str | None:
     """The known name most like `name`, if one is near enough."""
@@ -20,7 +40,8 @@ def near(name: str, known: Iterable[Any]) -> str | None:
 
 def explain(error: ValidationError, model: type[BaseModel], document: Any, where: str = "") -> PlanError:
     """The PlanError for a failed validation of `document` against `model`; `where` is put before each key path."""
-    lines = _once_for_all_tasks(_line(one, model, document, where) for one in error.errors())
+    found = [(_without_tags(one["loc"], document), one) for one in error.errors()]
+    lines = _once_for_all_tasks(_line(keys, one, model, where) for keys, one in _once_for_all_types(found))
     if len(lines) == 1:
         return lines[0].error()
     text = "\n  ".join(str(line.error()) for line in lines)
@@ -43,39 +64,63 @@ def _once_for_all_tasks(lines: Iterable[_Line]) -> list[_Line]:
     ]
 
 
-def _line(error: Mapping[str, Any], model: type[BaseModel], document: Any, where: str) -> _Line:
-    keys = _without_tags(error["loc"], document)
-    path = ".".join(str(key) for key in keys)
+def _once_for_all_types(found: Sequence[tuple[_Keys, Mapping[str, Any]]]) -> Iterable[tuple[_Keys, Mapping[str, Any]]]:
+    """One error for a value that may be of several types and is of none; none for the types that another fits better."""
+    wanted: dict[_Keys, dict[str, None]] = {}
+    for keys, error in found:
+        if error["type"] in _TYPES:
+            wanted.setdefault(keys, {})[_TYPES[error["type"]]] = None
+    for keys, error in found:
+        if error["type"] not in _TYPES:
+            yield keys, error
+            continue
+        within = any(len(other) > len(keys) and other[: len(keys)] == keys for other, _ in found)
+        types = wanted.pop(keys, None)
+        if types and not within:
+            yield keys, {**error, "msg": f"{' or '.join(types)} is wanted here"}
+
+
+def _line(keys: _Keys, error: Mapping[str, Any], model: type[BaseModel], where: str) -> _Line:
+    path, kind, value, context = ".".join(map(str, keys)), error["type"], error.get("input"), error.get("ctx", {})
     what = f"{where}: {path}" if where and path else path or where or "the plan"
-    kind = error["type"]
     if kind == "extra_forbidden":
         known = _fields_at(model, error["loc"][:-1])
         hint = near(str(keys[-1]), known)
         do = f"Did you mean {hint}?" if hint else (f"Known here: {', '.join(sorted(known))}" if known else "Remove it")
-        return _Line((what, "unknown key", "", do))
+        return _Line((what, UNKNOWN_KEY, "", do))
     if kind == "missing":
         return _Line((what, "missing", "", "Add it"))
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        context = error.get("ctx", {})
-        expected = [tag.strip(" '") for tag in str(context.get("expected_tags", "")).split(",") if tag.strip(" '")]
-        found = f"got {context['tag']!r}" if "tag" in context else "does not say which kind"
-        hint = near(str(context.get("tag", "")), expected)
-        return _Line((what, found, f"choose among {', '.join(expected)}", f"Did you mean {hint}?" if hint else ""))
+    if kind == "too_short":
+        return _Line((what, _got(value), f"it needs at least {context['min_length']}", "Add one"))
+    if kind == "union_tag_invalid":
+        key = str(context["discriminator"]).strip("'")
+        expected = _quoted(context["expected_tags"])
+        hint = near(str(context["tag"]), expected)
+        do = f"Did you mean {hint}?" if hint else ""
+        return _Line((f"{what}.{key}", _got(value, key), f"choose among {', '.join(expected)}", do))
     message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    value = error.get("input")
-    found = "" if isinstance(value, Mapping | Sequence) and not isinstance(value, str) else f"got {value!r}"
-    if "got " in message or kind == "value_error":  # our own validators say it whole
+    if kind not in _TYPES and ("got " in message or kind == "value_error"):  # our own validators say it whole
         return _Line((what, message, "", ""))
-    hint = near(str(value), _expected(error)) if kind == "literal_error" else None
-    return _Line((what, found, message[:1].lower() + message[1:], f"Did you mean {hint}?" if hint else ""))
+    hint = near(str(value), _quoted(context.get("expected", ""))) if kind == "literal_error" else None
+    do = f"Did you mean {hint}?" if hint else ""
+    return _Line((what, _got(value), message[:1].lower() + message[1:], do))
 
 
-def _expected(error: Mapping[str, Any]) -> list[str]:
-    text = str(error.get("ctx", {}).get("expected", ""))
-    return [part.strip(" '") for part in text.replace(" or ", ",").split(",")]
+def _got(value: Any, key: str | None = None) -> str:
+    """What was found, in words where it is long; with `key`, what a mapping has there."""
+    if isinstance(value, Mapping):
+        return f"got {value.get(key)!r}" if key is not None else f"got {'a' if value else 'an empty'} mapping"
+    if isinstance(value, list | tuple):
+        return f"got {'a' if value else 'an empty'} list"
+    return f"got {value!r}"
 
 
-def _without_tags(location: Sequence[int | str], document: Any) -> list[int | str]:
+def _quoted(text: str) -> list[str]:
+    """The names in pydantic's "'a', 'b' or 'c'"."""
+    return re.findall(r"'([^']*)'", text)
+
+
+def _without_tags(location: Sequence[int | str], document: Any) -> _Keys:
     """The key path as the user wrote it: pydantic also names the members of unions it tried; those are dropped."""
     keys: list[int | str] = []
     here = document
@@ -83,10 +128,10 @@ def _without_tags(location: Sequence[int | str], document: Any) -> list[int | st
         inner = _inside(here, part)
         if inner is not _ABSENT:
             here = inner
-        elif not (index == len(location) - 1 and isinstance(here, Mapping)):
+        elif part == "[key]" or not (index == len(location) - 1 and isinstance(here, Mapping)):
             continue
         keys.append(part)
-    return keys
+    return tuple(keys)
 
 
 _ABSENT = object()
@@ -110,8 +155,8 @@ def _fields_at(model: Any, location: Sequence[int | str]) -> set[str]:
                 following += list(get_args(one)[-1:])  # dict[str, X], tuple[X, ...]
             elif (field := _field(one, str(part))) is not None:
                 following.append(field)
-            else:
-                following.append(one)  # the tag of a union: stay
+            elif _tag(one) in (None, part):  # the tag of a union: stay with the member it names
+                following.append(one)
         models = [member for one in following for member in _models(one)]
     names: set[str] = set()
     for one in models:
@@ -125,6 +170,12 @@ def _field(model: type[BaseModel], name: str) -> Any:
         if name in (key, field.alias, field.validation_alias):
             return field.annotation
     return None
+
+
+def _tag(model: type[BaseModel]) -> Any:
+    """What tells this member of a union from the others; None where nothing does."""
+    kind = model.model_fields.get("kind")
+    return kind.default if kind is not None else None
 
 
 def _models(annotation: Any) -> list[Any]:

@@ -3,34 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 from petl_ray import data
 from petl_ray.artifact import Adapter
-from petl_ray.data import prepare
-from petl_ray.evaluation import evaluate
 from petl_ray.models import resolve
-from petl_ray.models.spec import LockedBase
+from petl_ray.models.spec import LockedBase, Precision
+from petl_ray.orchestration.verbs import VERBS
 from petl_ray.plan.locked import LockedPlan, LockedTask
 from petl_ray.plan.spec import Plan, TaskPlan
-from petl_ray.registry import promote, register
-from petl_ray.serving import deploy
-from petl_ray.training import train
-from petl_ray.tuning import search
-
-VERBS = (prepare, search, train, evaluate, register, promote, deploy)
+from petl_ray.registry.measurable import why_lost, why_unmeasurable
 
 
-def lock(plan: Plan, champion: Callable[[str], Adapter | None] = lambda task: None) -> LockedPlan:
-    """The locked plan: files and ids → digests, `auto` → what it means here, each task's champion of the day.
+def lock(
+    plan: Plan,
+    champion: Callable[[str], Adapter | None] = lambda task: None,
+    auto_precision: Callable[[], Precision] | None = None,
+) -> LockedPlan:
+    """The locked plan: files and ids → digests, `precision: auto` → its value, each task's champion of the day.
 
-    Raises DataError, BaseModelError or PlanError for what cannot be resolved, before anything is paid.
+    A champion that cannot be measured again (its base is gone, say) is left out; the gate says so in its time.
+    `auto_precision` says what `auto` means where the plan will train (default: on this machine); only a plan that
+    leaves it open asks. Raises DataError, BaseModelError or PlanError for what cannot be resolved, before anything is
+    paid.
     """
-    base = resolve(plan.base)
+    base = resolve(plan.base, auto_precision)
+    lost = cache(why_lost)  # the champions of many tasks share a base
+
+    def measurable(key: str, task: TaskPlan) -> Adapter | None:
+        standing = champion(key)
+        gone = standing is None or why_unmeasurable(standing, task.type, base.pinned, lost)
+        return None if gone else standing
+
     return LockedPlan(
         name=plan.name,
         owner=plan.owner,
         pipeline=plan.pipeline,
-        tasks={key: _lock_task(task, base, champion(key)) for key, task in plan.tasks.items()},
+        tasks={key: _lock_task(task, base, measurable(key, task)) for key, task in plan.tasks.items()},
         registry=plan.registry,
         serving=plan.serving,
         verbs={verb.name: verb.version for verb in VERBS},

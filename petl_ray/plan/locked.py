@@ -38,7 +38,7 @@ class LockedTask(Spec):
     search: SearchSpec | None
     evaluation: EvalSpec
     gate: GateSpec
-    champion: Annotated[Adapter | None, NOT_IDENTITY] = None
+    champion: Annotated[Adapter | None, NOT_IDENTITY] = None  # of the day, if it can be measured again
 
 
 class LockedPlan(Spec):
@@ -83,7 +83,7 @@ class LockedPlan(Spec):
         for key, task in self.tasks.items():
             role = f"{key}/{DEFAULT if task.search is None else TUNED}"
             if role in adapters:
-                found[key] = adapters[role]
+                found[key] = _read_here(adapters[role], task)
         return found
 
     def evaluation(self, key: str, rivals: Mapping[str, Adapter]) -> EvalSpec:
@@ -91,18 +91,28 @@ class LockedPlan(Spec):
         return self.tasks[key].evaluation.model_copy(update={"roles": tuple(rivals)})
 
     def rivals(self, key: str, candidate: Adapter, adapters: Mapping[str, Adapter]) -> dict[str, Adapter]:
-        """Who the candidate is measured beside, by role; a champion that is the candidate itself is no rival."""
+        """Who the candidate is measured beside, by role; a champion that is the candidate itself is no rival.
+
+        The champion may have other labels or another base than the candidate: it answers the same rows on its own.
+        """
         task = self.tasks[key]
         rivals = {
-            role: adapters[f"{key}/{role}"]
+            role: _read_here(adapters[f"{key}/{role}"], task)
             for role in (HEAD_ONLY, DEFAULT)
             if f"{key}/{role}" in adapters and not (role == DEFAULT and task.search is None)
         }
         champion = task.champion
-        comparable = champion is not None and champion.labels == candidate.labels and champion.base == candidate.base
-        if champion is not None and comparable and champion.digest != candidate.digest:
-            rivals[CHAMPION] = champion
+        if champion is not None and champion.digest != candidate.digest:
+            rivals[CHAMPION] = _read_here(champion, task)
         return rivals
+
+
+def _read_here(adapter: Adapter, task: LockedTask) -> Adapter:
+    """The adapter with its base read from where the plan reads these bytes today: it may have been trained elsewhere."""
+    here = task.training.base.pinned
+    if not isinstance(adapter, Adapter) or adapter.base.digest != here.digest:  # a rehearsal hands in what is unknown
+        return adapter
+    return adapter.model_copy(update={"base": here})
 
 
 def _recipes(task: LockedTask, best: Trial | None) -> dict[str, TrainSpec]:

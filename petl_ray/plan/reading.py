@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from petl_ray.errors import PlanError
 from petl_ray.plan.document import apply_settings, keep_tasks, read_document, spread_defaults
-from petl_ray.plan.explain import explain
+from petl_ray.plan.explain import UNKNOWN_KEY, explain
 from petl_ray.plan.spec import Plan
 from petl_ray.spec import with_overrides
 from petl_ray.training import TrainSpec
@@ -37,14 +37,37 @@ def parse_plan(document: dict[str, Any], where: str) -> Plan:
 
 
 def _check_space(search: SearchSpec, recipe: TrainSpec, where: str) -> None:
-    """Every value (or end of a range) that a search may ask for must make a recipe that training accepts."""
+    """Every value (or end of a range) that a search may ask for must make a recipe that training accepts.
+
+    A field of a method that the space chooses (`method.kind`) must fit one of the kinds it chooses among.
+    """
     for path, domain in search.space.items():
         values = listed(domain) or [getattr(domain, "low", None), getattr(domain, "high", None)]
         for value in values:
-            try:
-                with_overrides(recipe, {path: value})
-            except PlanError as error:
-                raise PlanError(f"{where}.{path}", error.found, error.why, error.do) from None
-            except ValidationError as error:
-                mended = explain(error, type(recipe), {}, "")
-                raise PlanError(f"{where}.{path}", f"value {value!r} is refused", mended.why or str(mended)) from None
+            tries = [{**kind, path: value} for kind in _kinds_for(path, search)]
+            refusals = [refusal for one in tries if (refusal := _refusal(recipe, one))]
+            if len(refusals) == len(tries):
+                about_it = [refusal for refusal in refusals if refusal.found != UNKNOWN_KEY]
+                raise _of_the_space((about_it or refusals)[0], path, value, where)
+
+
+def _kinds_for(path: str, search: SearchSpec) -> list[dict[str, Any]]:
+    """What else may be set beside `path`: each kind that the space has for its mapping; nothing where it has none."""
+    kind = f"{path.rpartition('.')[0]}.kind"
+    kinds = listed(search.space[kind]) if kind in search.space and kind != path else None
+    return [{kind: one} for one in kinds or []] or [{}]
+
+
+def _refusal(recipe: TrainSpec, overrides: dict[str, Any]) -> PlanError | None:
+    try:
+        with_overrides(recipe, overrides)
+    except ValidationError as error:
+        return explain(error, type(recipe), recipe.model_dump(mode="json"))
+    return None
+
+
+def _of_the_space(refusal: PlanError, path: str, value: Any, where: str) -> PlanError:
+    """A recipe's refusal told of the space: what it has against another field is what it has against this value."""
+    if refusal.what == path:
+        return PlanError(f"{where}.{path}", refusal.found, refusal.why, refusal.do)
+    return PlanError(f"{where}.{path}", f"value {value!r} is refused", str(refusal))

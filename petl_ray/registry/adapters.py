@@ -14,6 +14,7 @@ from typing import Any
 from petl_ray.artifact import Release
 from petl_ray.errors import NotFoundError, PlanError, TemporaryError
 from petl_ray.registry import promotions
+from petl_ray.registry.lineage import in_order
 from petl_ray.registry.origin import release_from
 from petl_ray.registry.projection import Repair, project
 from petl_ray.registry.promotions import Action, Promotion, Request, by_hand, judged
@@ -60,8 +61,12 @@ def history(database_url: str, task: str | None = None, limit: int | None = None
 
 
 def why(database_url: str, task: str, version: int | None = None) -> list[dict[str, Any]]:
-    """All that was said of one version (by default the champion), newest first. Raises NotFoundError."""
-    return [_told(row) for row in promotions.why(open_database(database_url), task, version)]
+    """All that was said of one version (by default the champion), newest first. Raises NotFoundError.
+
+    `lineage` says what the version was made from, and by which run of which plan (see `petl_ray.registry.lineage`).
+    """
+    rows = promotions.why(open_database(database_url), task, version)
+    return [{**_told(row), "lineage": in_order(row.release.about.get("lineage", {}))} for row in rows]
 
 
 def promote(database_url: str, tracking: str, task: str, version: int, *, actor: str, reason: str) -> dict[str, Any]:

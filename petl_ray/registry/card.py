@@ -17,7 +17,7 @@ def model_card(spec: RegistrySpec, adapter: Adapter, report: Report, lineage: Ma
         "## Measured",
         _measured(report),
         "## Made from",
-        _table(("what", "which"), _made_from(spec, adapter, report, lineage)),
+        _table(("what", "which"), _made_from(spec, adapter, lineage)),
         "## Limits",
         _limits(adapter, report),
     ]
@@ -63,16 +63,13 @@ def _measured(report: Report) -> str:
     return text
 
 
-def _made_from(
-    spec: RegistrySpec, adapter: Adapter, report: Report, lineage: Mapping[str, str]
-) -> list[tuple[str, ...]]:
+def _made_from(spec: RegistrySpec, adapter: Adapter, lineage: Mapping[str, str]) -> list[tuple[str, ...]]:
     quantized = "" if adapter.quantization == "none" else f", {adapter.quantization}"
     return [
         ("adapter", f"`{adapter.digest}`"),
         ("base", f"`{adapter.base.digest}` ({adapter.precision}{quantized})"),
-        ("dataset", f"`{report.dataset_digest}`"),
         ("licence of the data", spec.data_license),
-        *((name, f"`{value}`") for name, value in sorted(lineage.items())),
+        *((name.replace("_", " "), f"`{value}`") for name, value in lineage.items() if name != "base"),
     ]
 
 

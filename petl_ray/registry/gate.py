@@ -27,10 +27,11 @@ class _Finding:
     sentence: str
 
 
-def decide(spec: GateSpec, report: Report, champion_digest: str | None) -> Decision:
+def decide(spec: GateSpec, report: Report, champion_digest: str | None, unmeasurable: str | None = None) -> Decision:
     """Judge the candidate of `report`; `champion_digest` is the adapter that the name means now, if any.
 
-    A candidate that already is the champion passes without a comparison.
+    `unmeasurable` says why that champion cannot be measured again, if so. A candidate that already is the champion
+    passes without a comparison.
     """
     if champion_digest == report.adapter_digest:
         return Decision("champion", (f"Adapter {champion_digest[:12]} already is the champion of {report.task}.",))
@@ -38,7 +39,7 @@ def decide(spec: GateSpec, report: Report, champion_digest: str | None) -> Decis
     if champion_digest is None:
         findings.append(_Finding(True, f"{report.task} has no champion yet, so there was none to compare with."))
     else:
-        findings.append(_over_champion(spec, report, champion_digest))
+        findings.append(_over_champion(spec, report, champion_digest, unmeasurable))
     status: Literal["champion", "refused"] = "champion" if all(found.passed for found in findings) else "refused"
     return Decision(status, tuple(found.sentence for found in findings))
 
@@ -54,20 +55,29 @@ def _over_yardstick(spec: GateSpec, report: Report) -> _Finding:
     return _Finding(passed, f"{_measured(report, role, gain)}; the lower bound {_figure(gain.low)} {verdict}.")
 
 
-def _over_champion(spec: GateSpec, report: Report, champion_digest: str) -> _Finding:
+def _over_champion(spec: GateSpec, report: Report, champion_digest: str, unmeasurable: str | None) -> _Finding:
     scored = report.rival_digests.get(ALIAS)
     if ALIAS not in report.differences or scored != champion_digest:
-        compared = f"with {scored[:12]}" if scored else "with no champion"
-        return _Finding(
-            False,
-            f"The champion of {report.task} is {champion_digest[:12]}, but the report compares {compared}; "
-            "evaluate again against the champion of the day.",
-        )
+        return _Finding(False, _not_compared(report, champion_digest, scored, unmeasurable))
     gain = improvement(report, ALIAS)
     passed = gain.low >= -spec.margin
     verdict = "is at least" if passed else "is below"
     bound = f"the lower bound {_figure(gain.low)} {verdict} {_figure(-spec.margin)}, the margin allowed"
     return _Finding(passed, f"{_measured(report, ALIAS, gain)}; {bound}.")
+
+
+def _not_compared(report: Report, champion_digest: str, scored: str | None, unmeasurable: str | None) -> str:
+    compared = f"with {scored[:12]}" if scored else "with no champion"
+    if unmeasurable is None:
+        return (
+            f"The champion of {report.task} is {champion_digest[:12]}, but the report compares {compared}: it rose after "
+            "this plan was locked. Run the plan again, and the candidate is measured beside it."
+        )
+    return (
+        f"The champion of {report.task}, {champion_digest[:12]}, cannot be measured on these rows: {unmeasurable}. What "
+        "was not measured is not passed. Mend that and run the plan again, or let a person decide: "
+        f"`petl-ray adapters promote {report.task}` with this version and a reason."
+    )
 
 
 def improvement(report: Report, role: str) -> Interval:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from petl_ray.artifact import Release
 from petl_ray.errors import AdapterError
+from petl_ray.registry.lineage import lineage_in
 from petl_ray.registry.package import read_adapter
 from petl_ray.registry.promotions import release_of
 from petl_ray.registry.tracking import ADAPTER_TAG, Tracking
@@ -40,4 +41,5 @@ def release_from(database: Database, mlflow: Tracking, task: str, model: str, ve
             "its tags say otherwise",
             "Register it anew",
         )
-    return Release(task=task, version=version, adapter=adapter, about={"model": model, "source": found.source})
+    about = {"model": model, "source": found.source, "lineage": lineage_in(found.tags)}
+    return Release(task=task, version=version, adapter=adapter, about=about)

@@ -5,7 +5,7 @@
     README.md        the model card, for people
     MLmodel          names `petl_ray.registry.pyfunc` as loader, so that MLflow can load it without any pickle
 
-No base weights, no time, no host: equal releases are equal bytes.
+No base weights, no time, no host: equal adapters, reports and lineages are equal bytes.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from petl_ray.artifact import Release
-from petl_ray.errors import AdapterError
+from petl_ray.errors import AdapterError, PermanentError
 from petl_ray.registry.origin import release_from
 from petl_ray.registry.promotions import (
     Named,
@@ -49,18 +49,26 @@ class Repair:
 def project(database: Database, tracking: str, task: str | None = None) -> list[Repair]:
     """Make MLflow's aliases agree with the names (of one task, or of all); returns what had to be changed.
 
-    Raises TemporaryError where MLflow or the database is away; whatever was not repaired then is repaired next time.
+    Raises TemporaryError where MLflow or the database is away; whatever was not repaired then is repaired next time. A
+    task that cannot be repaired (its version is gone from MLflow) does not keep the others from it: the first such error
+    is raised after all of them.
     """
     by_task = latest(database, task)
     if not by_task:
         return []
     mlflow = Tracking(tracking)
-    repairs = []
+    repairs, broken = [], list[PermanentError]()
     for name, newest in sorted(by_task.items()):
         model = str(newest.release.about["model"])
-        repair = _project_one(database, mlflow, name, model)
+        try:
+            repair = _project_one(database, mlflow, name, model)
+        except PermanentError as error:
+            broken.append(error)
+            continue
         if repair is not None:
             repairs.append(repair)
+    if broken:
+        raise broken[0]
     return repairs
 
 

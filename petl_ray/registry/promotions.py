@@ -131,7 +131,11 @@ def judged(database: Database, request: Request, judge: Judge) -> Promotion:
                 standing = _standing(connection, request.release.task)
                 action, reasons = judge(standing)
                 row = _write(connection, database, request, standing, action, reasons)
-                if action in ("promote", "rollback") and row.moved and not _move(connection, row, standing):
+                if (
+                    action in ("promote", "rollback")
+                    and _is_news(row, standing)
+                    and not _move(connection, row, standing)
+                ):
                     raise _Overtaken
                 return row
         except (_Overtaken, IntegrityError):
@@ -303,6 +307,11 @@ def _write(
     }
     row = connection.execute(promotions.insert().values(**values).returning(promotions)).mappings().one()
     return _promotion(row)
+
+
+def _is_news(row: Promotion, standing: Named | None) -> bool:
+    """Whether the name must point to `row`: another adapter, or the same one whose base is read from another place."""
+    return row.moved or standing is None or standing.release.adapter.base.uri != row.release.adapter.base.uri
 
 
 def _move(connection: Connection, row: Promotion, standing: Named | None) -> bool:

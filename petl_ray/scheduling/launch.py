@@ -8,13 +8,15 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from petl_ray.errors import ConflictError
-from petl_ray.orchestration import Home, Placement, PlannedStep, Run, rehearse, start_run
+from petl_ray.errors import ConflictError, PlanError
+from petl_ray.models import Precision
+from petl_ray.orchestration import Home, Placement, PlannedStep, Run, ask, rehearse, start_run
 from petl_ray.plan import LockedPlan, Plan, lock
 from petl_ray.registry import current
 from petl_ray.serving import ServeSpec
 from petl_ray.serving.address import refuse_taken_port
 from petl_ray.telemetry import Sink
+from petl_ray.training import train
 from pipelines import PIPELINES
 from pipelines.summary import Summary
 
@@ -30,9 +32,28 @@ def pipeline(name: str) -> Pipeline:
     return found
 
 
-def lock_at(plan: Plan, home: Home) -> LockedPlan:
-    """The locked plan, with the champions that the journal of `home` names today."""
-    return lock(plan, lambda task: current(task, home.database_url))
+def lock_at(plan: Plan, home: Home, placement: Placement) -> LockedPlan:
+    """The locked plan, with the champions that the journal of `home` names today, for the machines of `placement`.
+
+    Raises what `lock` and `precision_at` raise.
+    """
+    return lock(plan, lambda task: current(task, home.database_url), lambda: precision_at(placement))
+
+
+def precision_at(placement: Placement) -> Precision:
+    """What a base's `precision: auto` means on the machines where `placement` trains.
+
+    Raises PlanError if they do not agree, CapacityError or TemporaryError if the cluster has no such machine or is away.
+    """
+    answers: list[Precision] = sorted(set(ask(placement, train.name, "petl_ray.models:choose_precision")))
+    if len(answers) > 1:
+        raise PlanError(
+            "base.precision",
+            "got auto",
+            f"on the machines of placement {placement.name} that can train it means {' and '.join(answers)}",
+            "Write one of them",
+        )
+    return answers[0]
 
 
 def launch(
@@ -43,8 +64,11 @@ def launch(
     run_id: str | None = None,
     on_event: Sink | None = None,
 ) -> Summary:
-    """Run a plan to its end, or take up the run of the same locked plan that was left behind."""
-    locked = lock_at(plan, home)
+    """Run a plan to its end, or take up the run of the same locked plan that was left behind.
+
+    A run that is taken up finds its files and base where the plan finds them today, and keeps its own champions.
+    """
+    locked = lock_at(plan, home, placement)
     return _walk(locked, home, placement, plan.model_dump(mode="json", exclude_none=True), run_id, on_event)
 
 
@@ -57,7 +81,7 @@ def resume(
 
 def rehearsal(plan: Plan, home: Home, placement: Placement) -> list[PlannedStep]:
     """What a run of this plan would do, without doing any of it."""
-    locked = lock_at(plan, home)
+    locked = lock_at(plan, home, placement)
     return rehearse(home, placement, lambda run: pipeline(locked.pipeline)(run, locked))
 
 
@@ -69,8 +93,8 @@ def _walk(
     run_id: str | None,
     on_event: Sink | None,
 ) -> Summary:
-    if locked.serving is not None and placement.ray == "local":
-        _refuse_taken_port(locked.serving)
+    if locked.serving is not None:
+        _refuse_unservable(locked.serving, placement)
     with start_run(
         home,
         pipeline=locked.pipeline,
@@ -82,10 +106,30 @@ def _walk(
         run_id=run_id,
         on_event=on_event,
     ) as run:
-        standing = LockedPlan.model_validate(run.locked)  # a resumed run sees the world of its own lock
-        summary = pipeline(standing.pipeline)(run, standing)
+        world = _renewed(LockedPlan.model_validate(run.locked), locked)
+        summary = pipeline(world.pipeline)(run, world)
         run.summary = summary.model_dump(mode="json")
     return summary
+
+
+def _renewed(stored: LockedPlan, today: LockedPlan) -> LockedPlan:
+    """The lock that a run began with, told by its equal of today: the same bytes, which may have been moved meanwhile."""
+    champions = {key: task.champion for key, task in stored.tasks.items()}
+    tasks = {key: task.model_copy(update={"champion": champions[key]}) for key, task in today.tasks.items()}
+    return today.model_copy(update={"tasks": tasks})
+
+
+def _refuse_unservable(serving: ServeSpec, placement: Placement) -> None:
+    """PlanError or ConflictError before anything is computed for what could not be served once it is."""
+    if placement.ray == "none":
+        raise PlanError(
+            "serving",
+            f"placement {placement.name} runs every step in this process",
+            "serving needs a Ray",
+            "Run with --cluster local, or without serving: --set serving=null",
+        )
+    if placement.ray == "local":
+        _refuse_taken_port(serving)
 
 
 def _refuse_taken_port(serving: ServeSpec) -> None:

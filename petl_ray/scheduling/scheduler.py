@@ -3,6 +3,7 @@
 A tick is claimed by name before anything starts, so of several schedulers one fires; a scheduler that dies leaves a
 claim that expires, and another carries its firing on. The run's id follows from schedule and tick, so what the dead
 one had started is followed while it lives, resumed where it was left behind, and its end is noted as the journal has it.
+What goes wrong with one schedule is told, and stops neither the others nor the scheduler.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select, update
 
-from petl_ray.errors import ClaimLost, TemporaryError
+from petl_ray.errors import ClaimLost, PetlRayError
 from petl_ray.orchestration import runs
 from petl_ray.orchestration.claims import Claim, beat, insert_if_absent, take
 from petl_ray.orchestration.home import Home, Opened, opened
@@ -35,13 +36,15 @@ _OVER = ("SUCCEEDED", "FAILED", "SKIPPED")
 
 @dataclass
 class Scheduler:
-    """Fires what is due. `tell` hears of every firing as it starts and ends."""
+    """Fires what is due. `tell` hears of every firing as it starts and ends, `warn` of what goes wrong beside them, once."""
 
     home: Home
     tell: Callable[[Firing], None]
+    warn: Callable[[str], None]
     owner: Owner = field(default_factory=Owner.new)
     _running: dict[str, _Fired] = field(default_factory=dict)
     _reconciled_s: float = field(default_factory=time.monotonic)
+    _warned: dict[str, str] = field(default_factory=dict)
 
     def run(self, stop: threading.Event, look_every_s: float = LOOK_EVERY_S) -> None:
         """Look, fire and follow until `stop`, and keep MLflow's aliases to what the promotion rows say.
@@ -49,10 +52,11 @@ class Scheduler:
         Runs that are under way then go on by themselves and are followed later.
         """
         while not stop.is_set():
-            with suppress(TemporaryError):  # the journal is away for a moment: the next look finds the same ticks due
+            with self._unharmed("looking at the schedules"):  # the next look finds the same ticks due
                 self.look()
-                if time.monotonic() - self._reconciled_s > RECONCILE_EVERY_S:
-                    self._reconciled_s = time.monotonic()
+            if time.monotonic() - self._reconciled_s > RECONCILE_EVERY_S:
+                self._reconciled_s = time.monotonic()
+                with self._unharmed("MLflow's aliases"):
                     reconcile(self.home.database_url, self.home.tracking_url)
             stop.wait(look_every_s)
 
@@ -62,21 +66,41 @@ class Scheduler:
         if self._running:
             beat(world.database, [fired.claim for fired in self._running.values()])
         for run_id, fired in list(self._running.items()):
-            if fired.process is not None and fired.process.poll() is None:
-                continue
-            code = None if fired.process is None else fired.process.returncode
-            standing = runs.state_of(self.home, run_id)
-            if standing == "RUNNING":
-                continue  # somebody else has taken the run up: its end is this firing's end
-            if fired.process is None and standing == "RESUMABLE":
-                fired.process = self._start(fired.schedule, run_id)  # whoever ran it is gone
-                continue
-            del self._running[run_id]
-            with suppress(ClaimLost):  # this scheduler slept for too long: whoever took the firing over notes its end
-                self._ended(world, fired, standing, code)
+            with self._unharmed(f"run {run_id}"):
+                self._follow(world, run_id, fired)
         for schedule in schedules(world.database):
-            for tick in self._wanted(world, schedule):
-                self._fire(world, schedule, tick)
+            with self._unharmed(f"schedule {schedule.name}"):
+                for tick in self._wanted(world, schedule):
+                    with self._unharmed(f"run {schedule.run_id(tick)}"):
+                        self._fire(world, schedule, tick)
+
+    @contextmanager
+    def _unharmed(self, about: str) -> Iterator[None]:
+        """Whatever goes wrong in the block is told, and again only when it is something else, and ends nothing."""
+        try:
+            yield
+            self._warned.pop(about, None)
+        except Exception as error:  # noqa: BLE001 - a scheduler must outlive whatever it meets in one schedule
+            said = f"{about}: {error if isinstance(error, PetlRayError) else f'{type(error).__name__}: {error}'}"
+            if self._warned.get(about) != said:
+                self._warned[about] = said
+                self.warn(said)
+
+    def _follow(self, world: Opened, run_id: str, fired: _Fired) -> None:
+        """Note the end of a firing that has ended; take up its run if whoever ran it is gone."""
+        if fired.process is not None and fired.process.poll() is None:
+            return
+        code = None if fired.process is None else fired.process.returncode
+        standing = runs.state_of(self.home, run_id)
+        if standing == "RUNNING":
+            return  # somebody else has taken the run up: its end is this firing's end
+        if fired.process is None and standing == "RESUMABLE":
+            self._start(world, fired, self.resumption(run_id))
+            return
+        fine = standing == "SUCCEEDED" or (standing is None and code == 0)
+        said = f"run {standing or 'never began'}" if code is None else f"exit code {code}"
+        left = f"; `petl-ray runs resume {run_id}` goes on" if standing == "RESUMABLE" else ""
+        self._end(world, fired, None if fine else f"{said}{left}; see {self.home.log_of(run_id, 'driver')}")
 
     def _wanted(self, world: Opened, schedule: Schedule) -> list[float]:
         """The newest tick that is due and not fired yet, and firings that a dead scheduler left RUNNING."""
@@ -110,47 +134,56 @@ class Scheduler:
         if standing.state == "RUNNING":
             # A run that stands already was started by a scheduler that is gone; the next look sees how it does.
             known = runs.state_of(self.home, run_id) is not None
-            process = None if known else self._start(schedule, run_id)
-            self._running[run_id] = _Fired(schedule, standing, claim, process)
+            fired = self._running[run_id] = _Fired(schedule, standing, claim)
             self.tell(standing)
+            if not known:
+                self._start(world, fired, self.command(schedule, run_id))
 
     def command(self, schedule: Schedule, run_id: str) -> list[str]:
         """The words that start a firing's run."""
         options: dict[str, Any] = dict(schedule.options)
-        command = [sys.executable, "-m", "petl_ray.cli", "run", schedule.plan_path, "--run-id", run_id]
-        command += ["--home", str(self.home.path)]
+        words = ["run", schedule.plan_path, "--run-id", run_id]
         for name in ("set", "task", "cluster"):
             for value in options.get(name, []):
-                command += [f"--{name}", str(value)]
-        return command
+                words += [f"--{name}", str(value)]
+        return self._words(*words)
 
-    def _start(self, schedule: Schedule, run_id: str) -> subprocess.Popen[bytes]:
-        log = self.home.log_of(run_id, "driver")
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as stream:
-            return subprocess.Popen(
-                self.command(schedule, run_id),
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                cwd=schedule.options.get("directory") or Path.cwd(),
-                start_new_session=True,  # a stopped scheduler does not take its runs along
-            )
+    def resumption(self, run_id: str) -> list[str]:
+        """The words that take up a run that stands: from its own lock, whatever has become of its plan meanwhile."""
+        return self._words("runs", "resume", run_id)
 
-    def _ended(self, world: Opened, fired: _Fired, standing: str | None, code: int | None) -> None:
-        run_id = fired.firing.run_id
-        fine = standing == "SUCCEEDED" or (standing is None and code == 0)
-        state = "SUCCEEDED" if fine else "FAILED"
-        said = f"run {standing or 'never began'}" if code is None else f"exit code {code}"
-        left = f"; `petl-ray runs resume {run_id}` goes on" if standing == "RESUMABLE" else ""
-        note = None if fine else f"{said}{left}; see {self.home.log_of(run_id, 'driver')}"
-        with world.database.begin() as conn:
-            now = world.database.now(conn)
-            fired.claim.check(conn)
-            same = (table.c.schedule == fired.firing.schedule) & (table.c.tick == fired.firing.tick)
-            conn.execute(update(table).where(same).values(state=state, ended_at=now, note=note))
-            fired.claim.release(conn)
-        self.tell(replace(fired.firing, state=state, ended_at=now, note=note))
+    def _words(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", "petl_ray.cli", *words, "--home", str(self.home.path)]
+
+    def _start(self, world: Opened, fired: _Fired, command: list[str]) -> None:
+        """Start the firing's process; a firing whose process cannot be started has FAILED."""
+        log = self.home.log_of(fired.firing.run_id, "driver")
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("ab") as stream:
+                fired.process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=stream,
+                    stderr=subprocess.STDOUT,
+                    cwd=fired.schedule.options.get("directory") or Path.cwd(),
+                    start_new_session=True,  # a stopped scheduler does not take its runs along
+                )
+        except OSError as error:
+            self._end(world, fired, f"could not be started: {error}")
+
+    def _end(self, world: Opened, fired: _Fired, trouble: str | None) -> None:
+        """Note that a firing has SUCCEEDED, or FAILED with what is wrong, and give its claim back."""
+        firing = replace(fired.firing, state="FAILED" if trouble else "SUCCEEDED", note=trouble)
+        same = (table.c.schedule == firing.schedule) & (table.c.tick == firing.tick)
+        with suppress(ClaimLost):  # this scheduler slept for too long: whoever took the firing over notes its end
+            with world.database.begin() as conn:
+                firing = replace(firing, ended_at=world.database.now(conn))
+                fired.claim.check(conn)
+                conn.execute(update(table).where(same).values(vars(firing)))
+                fired.claim.release(conn)
+            self.tell(firing)
+        del self._running[firing.run_id]
 
 
 @dataclass
@@ -160,4 +193,4 @@ class _Fired:
     schedule: Schedule
     firing: Firing
     claim: Claim
-    process: subprocess.Popen[bytes] | None
+    process: subprocess.Popen[bytes] | None = None

@@ -92,6 +92,7 @@ class Shelf:
         self._loads: set[asyncio.Task[None]] = set()
         self._clock = itertools.count(1)
         self._room = asyncio.Lock()
+        self._proving = asyncio.Lock()
 
     def pin(self, named: Iterable[Named]) -> None:
         """What names stand for now: loaded if it is not there, kept while it is named. Returns at once."""
@@ -186,7 +187,8 @@ class Shelf:
             entry.prepared = await asyncio.to_thread(self._bench.read, entry.named, directory)
             entry.slot = await self._slot_for(entry)
             await self._on_device(self._bench.install, entry.slot, entry.prepared)
-            await self._prove(entry)
+            await self._on_device(self._bench.prove_alone, entry.slot, entry.prepared)
+            await self._join(entry)
         except (TemporaryError, CapacityError) as reason:
             self._delayed[entry.named.digest] = reason if isinstance(reason, TemporaryError) else _later(reason)
             await self._empty(entry)
@@ -199,26 +201,28 @@ class Shelf:
             await self._refuse(
                 entry, AdapterError(entry.named.model, f"{name}: {str(error)[:300]}", "it cannot be installed")
             )
-        else:
+
+    async def _join(self, entry: Entry) -> None:
+        """READY once it is proven beside one neighbour of every kind that answers; they are held meanwhile.
+
+        One newcomer at a time, from the choice of its company to its own READY: of two that come together, the second
+        is proven beside the first.
+        """
+        async with self._proving:
+            at_work = (State.DRAINING, State.READY)
+            answering = [one for one in self._entries.values() if one.state in at_work and one.slot is not None]
+            company = list({self._bench.kind(one.prepared): one for one in answering}.values())
+            for other in company:
+                other.refs += 1
+            try:
+                beside = {other.slot: other.prepared for other in company}
+                await self._on_device(self._bench.prove_beside, entry.slot, entry.prepared, beside)
+            finally:
+                for other in company:
+                    self._let_go(other)
             self._delayed.pop(entry.named.digest, None)
             entry.used = next(self._clock)
             entry.move(State.READY)
-
-    async def _prove(self, entry: Entry) -> None:
-        """Golden answers alone, then beside one neighbour of every kind, which are held meanwhile."""
-        await self._on_device(self._bench.prove_alone, entry.slot, entry.prepared)
-        kinds = {
-            self._bench.kind(other.prepared): other for other in self._entries.values() if other.state is State.READY
-        }
-        company = list(kinds.values())
-        for other in company:
-            other.refs += 1
-        try:
-            beside = {other.slot: other.prepared for other in company}
-            await self._on_device(self._bench.prove_beside, entry.slot, entry.prepared, beside)
-        finally:
-            for other in company:
-                self._let_go(other)
 
     async def _refuse(self, entry: Entry, reason: PetlRayError) -> None:
         await self._empty(entry)

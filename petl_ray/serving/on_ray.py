@@ -27,6 +27,7 @@ from petl_ray.serving.address import authority, refuse_taken_port
 from petl_ray.serving.api import build_app
 from petl_ray.serving.gateway import Gateway
 from petl_ray.serving.hosted import BankReplica
+from petl_ray.serving.machines import check_machines
 from petl_ray.serving.names import Catalogue, Group, Named
 from petl_ray.serving.spec import ServeSpec
 from petl_ray.verb import StepContext
@@ -94,9 +95,9 @@ class ServeGateway:
 def deploy(spec: ServeSpec, *releases: Release, step: StepContext) -> Endpoint:
     """Serve what the names mean on the connected Ray and wait until every gateway and replica follows them.
 
-    Needs `ray.init` before. Raises ConflictError for a port that somebody else holds, CapacityError for more cores than
-    the cluster has, AdapterError if the champion of a release's task is refused by its replicas, NotFoundError if no
-    name stands yet, TemporaryError if it does not settle in time.
+    Needs `ray.init` before. Raises ConflictError for a port that somebody else holds, CapacityError for more replicas
+    than fit the cluster's machines, AdapterError if the champion of a release's task is refused by its replicas,
+    NotFoundError if no name stands yet, TemporaryError if it does not settle in time.
     """
     tasks = {release.task for release in releases}
     return bring_up(spec, step.services, tasks, report=step.report, check=step.check)
@@ -113,11 +114,14 @@ def bring_up(
     if not ray.is_initialized():
         raise ConflictError("serving", "no Ray is connected", "Serve runs on a cluster", "Call ray.init first")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    # what serving stands on; the run that asks for it must not make servers look different
+    services = {name: services[name] for name in ("database", "store", "home")}
     names, odd = Catalogue(services["database"]).names()
     if not names:
         reason = "; ".join(odd.values()) or "no adapter has been promoted"
         raise NotFoundError("serving", "no name to serve", reason, "Run a plan first, or `petl-ray adapters promote`")
-    groups = {named.group.key: named.group for named in names.values()}
+    oldest_first = sorted(names.values(), key=lambda named: named.promotion_id)
+    groups = {named.group.key: named.group for named in oldest_first}  # a base that was moved is read where it is now
     _check_room(spec, names, groups)
     _start_serve(spec)
     layout = _replace_what_differs(spec, services, groups, report)
@@ -322,16 +326,8 @@ def _start_serve(spec: ServeSpec) -> None:
 
 
 def _check_room(spec: ServeSpec, names: Mapping[str, Named], groups: Mapping[str, Group]) -> None:
-    """Raise CapacityError for what could never start: more cores than there are, more names than slots."""
-    needed = spec.replicas * spec.cpus_per_replica * len(groups)
-    there = int(ray.cluster_resources().get("CPU", 0))
-    if needed > there:
-        raise CapacityError(
-            "serving.replicas",
-            f"{needed} cores for {spec.replicas} replicas of {len(groups)} bases",
-            f"the cluster has {there}",
-            "Ask for fewer replicas or cores",
-        )
+    """Raise CapacityError for what could never start: more replicas than fit the machines, more names than slots."""
+    check_machines(spec, len(groups), [node["Resources"] for node in ray.nodes() if node["Alive"]])
     for key, group in groups.items():
         count = sum(named.group.key == key for named in names.values())
         if count > spec.max_adapters:

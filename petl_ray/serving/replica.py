@@ -66,7 +66,7 @@ class Replica:
     async def look(self) -> None:
         """Read the names once and start loading what they stand for. Raises TemporaryError if the database is away."""
         known, _ = await asyncio.to_thread(self._catalogue.names)
-        self._shelf.pin(named for named in known.values() if named.group == self.group)
+        self._shelf.pin(named for named in known.values() if named.group.key == self.group.key)
 
     async def report(self, wanted: Sequence[str]) -> dict[str, Any]:
         """What stands on the shelf by digest. If any of `wanted` is missing, the names are looked at at once."""
@@ -84,7 +84,7 @@ class Replica:
         """
         try:
             named = await self._catalogue.resolve(Model.parse(model))
-            if named.group != self.group:
+            if named.group.key != self.group.key:  # where its base was read from bears no identity
                 raise NotFoundError("model", f"got {model}", "its base is not served by this replica", "Deploy again")
             async with self._shelf.hold(named) as entry:
                 return await self._answer(entry, texts, pairs or [None] * len(texts), max_tokens)

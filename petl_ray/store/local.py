@@ -6,6 +6,7 @@ Creating by `link` and not by O_EXCL means that a crash can leave a stray file b
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import tempfile
@@ -42,12 +43,24 @@ class LocalStore:
             try:
                 source = self._path(object_key(sha256)).open("rb")
             except FileNotFoundError:
-                raise NotFoundError(f"object {sha256[:12]}…", "not in the store", f"{self.url} has none") from None
+                raise NotFoundError(
+                    f"object {sha256[:12]}…", "not in the store", f"{self.url} has none", sha256=sha256
+                ) from None
         with source:
             write_verified(chunks(source), sha256, target)
 
-    def has(self, sha256: str) -> bool:
-        return self._path(object_key(sha256)).is_file()
+    def has(self, sha256: str, size_bytes: int) -> bool:
+        with local_failures("store", self.root), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            return self._path(object_key(sha256)).stat().st_size == size_bytes
+        return False
+
+    def discard(self, sha256: str) -> None:
+        path, absent = self._path(object_key(sha256)), (FileNotFoundError, NotADirectoryError)
+        with local_failures("store", self.root), contextlib.suppress(*absent), path.open("rb") as found:
+            torn = hashlib.file_digest(found, "sha256").hexdigest() != sha256
+            if torn and os.path.samestat(os.fstat(found.fileno()), path.stat()):  # still the one that was read
+                path.unlink()
+                self._sync(path.parent)
 
     def create(self, key: str, data: bytes) -> bytes:
         target = self._path(key)
@@ -59,6 +72,18 @@ class LocalStore:
             standing = target.read_bytes()
             self._sync(target.parent)  # the loser too: what is built on a record must not outlive it
             return standing
+
+    def replace(self, key: str, old: bytes, new: bytes) -> bytes | None:
+        """See Store. One at a time: nobody else ever moves a file onto a record that stands."""
+        target = self._path(key)
+        with local_failures("store", self.root), self._aside([new]) as (aside, _, _), self._replacing():
+            standing = self.read(key)
+            if standing != old:
+                return standing
+            self._sync(aside)
+            aside.replace(target)
+            self._sync(target.parent)
+            return new
 
     def read(self, key: str) -> bytes | None:
         with local_failures("store", self.root), contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -117,6 +142,13 @@ class LocalStore:
             yield Path(name), digest.hexdigest(), size_bytes
         finally:
             Path(name).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _replacing(self) -> Iterator[None]:
+        """Hold the lock of all processes that replace something here; it is given back also by one that dies."""
+        with (self.root / ".tmp" / "replacing.lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     @staticmethod
     def _sync(path: Path) -> None:

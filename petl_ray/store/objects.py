@@ -29,16 +29,30 @@ class Store(Protocol):
     def get(self, sha256: str, target: Path) -> None:
         """Write the object to `target`, verified on the way; `target` appears whole or not at all.
 
-        Raises NotFoundError if there is none, CorruptionError if its bytes are not what the name says.
+        Raises NotFoundError if there is none, CorruptionError if its bytes are not what the name says; both carry
+        `sha256` in their `extra`.
         """
 
-    def has(self, sha256: str) -> bool:
-        """Whether an object of that sha256 is kept."""
+    def has(self, sha256: str, size_bytes: int) -> bool:
+        """Whether an object of that sha256 is kept in full size; its bytes are not read."""
+
+    def discard(self, sha256: str) -> None:
+        """Let an object whose bytes are not what the name says count as absent, so that it is kept anew.
+
+        Reads all of it; one that is right stays, as does one that somebody keeps anew meanwhile.
+        """
 
     def create(self, key: str, data: bytes) -> bytes:
         """Create a record if nothing stands under `key`; returns the bytes that stand there afterwards.
 
         Exactly one of many creators wins; all of them are given the winner's bytes. Safe to repeat after an error.
+        """
+
+    def replace(self, key: str, old: bytes, new: bytes) -> bytes | None:
+        """Put `new` under `key` if exactly `old` stands there; returns what stands afterwards, None for nothing.
+
+        Of many that replace the same bytes one wins, and all of them are given the winner's. Safe to repeat after an
+        error.
         """
 
     def read(self, key: str) -> bytes | None:

@@ -82,13 +82,32 @@ class S3Store:
                 body = self._client().get_object(Bucket=self.bucket, Key=self._key(object_key(sha256)))["Body"]
             except ClientError as error:
                 if _code(error) in _ABSENT:
-                    raise NotFoundError(f"object {sha256[:12]}…", "not in the store", f"{self.url} has none") from None
+                    raise NotFoundError(
+                        f"object {sha256[:12]}…", "not in the store", f"{self.url} has none", sha256=sha256
+                    ) from None
                 raise
             with contextlib.closing(body):
                 write_verified(body.iter_chunks(CHUNK_BYTES), sha256, target)
 
-    def has(self, sha256: str) -> bool:
-        return self._size_bytes(sha256) is not None
+    def has(self, sha256: str, size_bytes: int) -> bool:
+        return self._size_bytes(sha256) == size_bytes
+
+    def discard(self, sha256: str) -> None:
+        """See Store. An empty object takes its place, for not every server deletes on a condition."""
+        digest = hashlib.sha256()
+        with self._failures():
+            try:
+                found = self._client().get_object(Bucket=self.bucket, Key=self._key(object_key(sha256)))
+            except ClientError as error:
+                if _code(error) in _ABSENT:
+                    return
+                raise
+            with contextlib.closing(found["Body"]) as body:
+                for piece in body.iter_chunks(CHUNK_BYTES):
+                    digest.update(piece)
+        if digest.hexdigest() != sha256:
+            with contextlib.suppress(ClientError):  # somebody has kept it anew
+                self._put(object_key(sha256), b"", hashlib.sha256().hexdigest(), IfMatch=found["ETag"])
 
     def create(self, key: str, data: bytes) -> bytes:
         """See Store. A write that was answered by 412, by 409 or not at all may still have been ours: read back."""
@@ -106,14 +125,33 @@ class S3Store:
                 return standing
         raise lost or TemporaryError(f"store {self.url}", f"{key} is being written by others", "no write came to stand")
 
+    def replace(self, key: str, old: bytes, new: bytes) -> bytes | None:
+        """See Store. As in `create`, what was answered by an error may still have been ours: read back."""
+        standing, tag = self._tagged(key)
+        if standing != old:
+            return standing
+        try:
+            self._put(checked_key(key), new, hashlib.sha256(new).hexdigest(), IfMatch=tag)
+            return new
+        except ClientError:  # other bytes stand, or none
+            return self.read(key)
+        except TemporaryError:
+            if (standing := self.read(key)) == old:
+                raise
+            return standing
+
     def read(self, key: str) -> bytes | None:
+        return self._tagged(key)[0]
+
+    def _tagged(self, key: str) -> tuple[bytes | None, str]:
+        """The bytes under `key`, and the tag by which the server knows them again."""
         with self._failures():
             try:
-                body = self._client().get_object(Bucket=self.bucket, Key=self._key(key))["Body"]
-                return bytes(body.read())
+                found = self._client().get_object(Bucket=self.bucket, Key=self._key(key))
+                return bytes(found["Body"].read()), str(found["ETag"])
             except ClientError as error:
                 if _code(error) in _ABSENT:
-                    return None
+                    return None, ""
                 raise
 
     def write(self, key: str, data: bytes) -> None:
@@ -166,7 +204,7 @@ class S3Store:
         try:
             yield
         except ClientError as error:
-            if taken and _code(error) in _TAKEN:
+            if taken and _code(error) in _TAKEN | _ABSENT:
                 raise
             raise self._translated(error) from error
         except (NoCredentialsError, PartialCredentialsError) as error:

@@ -149,7 +149,6 @@ schedules = Table(
     Column("plan_path", Text, nullable=False),
     Column("options", JSON, nullable=False),
     Column("created_at", Float, nullable=False),
-    Column("last_tick", Float),
 )
 
 firings = Table(

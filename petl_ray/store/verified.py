@@ -42,6 +42,7 @@ def write_verified(pieces: Iterable[bytes], sha256: str, target: Path) -> None:
                 f"its bytes hash to {digest.hexdigest()[:12]}…",
                 "it was torn or changed in the store",
                 "Remove it from the store and run again; what made it will be made anew",
+                sha256=sha256,
             )
         with local_failures("file", target):
             aside.chmod(0o644)

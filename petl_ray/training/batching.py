@@ -11,6 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from petl_ray.models import LoadedBase
+
+LENGTH_STEP = 8
+SMALL_STEP = 256  # tokens: below, a shared pass is worth more than the padding it takes (see `rounds.Sharing`)
 WINDOW_BATCHES = 50  # rows are sorted by length within this many batches: padding of a few percent, order still random
 
 
@@ -35,6 +39,18 @@ def steps_of_epoch(rows_in_all: int, rows: int) -> int:
 def horizon(rows_in_all: int, rows: int, epochs: float) -> int:
     """Optimizer steps of the whole training, at least one."""
     return max(1, math.ceil(epochs * steps_of_epoch(rows_in_all, rows) - 1e-9))
+
+
+def padded_lengths(lengths: Sequence[int], rows: int, most: int, loaded: LoadedBase) -> list[int]:
+    """The length each row is padded to where it is the longest of its batch of `rows`; `most` is the spec's limit.
+
+    Small steps share passes with their neighbours' and pay for it with padding to a multiple of LENGTH_STEP tokens, so
+    that lengths meet; steps that keep the device busy by themselves are padded to their longest row and no further.
+    """
+    mean_tokens = rows * sum(lengths) / max(1, len(lengths))
+    if mean_tokens >= (SMALL_STEP if loaded.device.type == "cpu" else math.inf):
+        return list(lengths)
+    return [max(length, min(most, -(-length // LENGTH_STEP) * LENGTH_STEP)) for length in lengths]
 
 
 def split_to_budget(rows: Sequence[int], lengths: Sequence[int], most_rows: int, tokens: int | None) -> list[list[int]]:

@@ -18,7 +18,7 @@ from petl_ray.errors import CorruptionError
 from petl_ray.fingerprint import sha256_of
 from petl_ray.models import LoadedBase
 from petl_ray.tasks import DIRECTIONS, Batch, Outcomes, RowScore, measure
-from petl_ray.training.batching import batches_of_epoch, horizon, split_to_budget, steps_of_epoch
+from petl_ray.training.batching import batches_of_epoch, horizon, padded_lengths, split_to_budget, steps_of_epoch
 from petl_ray.training.checkpoint import part, prefixed
 from petl_ray.training.optimizer import SlotOptimizer
 from petl_ray.training.peers import Alone, Peers
@@ -28,6 +28,8 @@ from petl_ray.training.spec import TrainSpec
 
 VALIDATION_TOKENS = 4096  # padded tokens of one forward pass while validating, where the question gives no bound
 HISTORY_POINTS = 200
+# fp16 has no numbers below 6e-8: gradients are carried through the base this much larger, and made small again in fp32
+HALF_LOSS_SCALE = 1024.0
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,10 @@ class Occupant:
         self.elapsed_s = 0.0
         self.history: list[dict[str, float]] = []
         self._bank, self._device = bank, loaded.device
+        self._scale = HALF_LOSS_SCALE if loaded.compute_dtype == torch.float16 else 1.0
         self._pad_id = loaded.pad_id
         self._lengths = rows.lengths
+        self._padded_lengths = padded_lengths(self._lengths, spec.rows_per_step, spec.max_length, loaded)
         self._epoch: tuple[int, list[list[int]]] = (-1, [])
         self._units = self._padded_tokens = 0
         self._loss = torch.zeros(())
@@ -86,15 +90,16 @@ class Occupant:
         batch = self._rows_of_step()
         bounds = [bound for bound in (tokens, self.spec.tokens_per_step) if bound is not None]
         mine = batch[self.peers.rank :: self.peers.count]
-        return split_to_budget(mine, self._lengths, self.spec.batch_size, min(bounds, default=None))
+        return split_to_budget(mine, self._padded_lengths, self.spec.batch_size, min(bounds, default=None))
 
     def longest(self, rows: Sequence[int]) -> int:
-        """Tokens of the longest of some training rows."""
-        return max(self._lengths[row] for row in rows)
+        """Tokens that some training rows are padded to."""
+        return max(self._padded_lengths[row] for row in rows)
 
     def segment(self, rows: Sequence[int]) -> tuple[Segment, Batch]:
-        """Some training rows padded to the longest of them, on the base's device."""
-        return self._segment(self.rows.task.collate([self.rows.train[row] for row in rows], self._pad_id))
+        """Some training rows padded to one length, on the base's device."""
+        encoded = [self.rows.train[row] for row in rows]
+        return self._segment(self.rows.task.collate(encoded, self._pad_id, self.longest(rows)))
 
     def begin_step(self) -> None:
         """Forget gradients and seed this step's dropout: nothing of an attempt that failed remains."""
@@ -107,16 +112,17 @@ class Occupant:
             self._bank.set_rng_state(self.slot, torch.Generator().manual_seed(seed).get_state())
 
     def loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """This part's share of the step's mean loss, so that all parts of all workers add up to it."""
+        """This part's share of the step's mean loss (scaled in fp16), so that all parts of all workers add up to it."""
         loss = self.rows.task.loss_sum(logits, batch) / max(self._units, 1)
         self._loss += loss.detach()
         self._padded_tokens += int(batch.attention_mask.numel())
-        return loss
+        return loss * self._scale
 
     def finish_step(self) -> None:
         """Add up over workers, clip, step, move on; or stop alone where loss or gradients are not finite."""
         if self.peers.count > 1:
             self._add_up()
+        self._optimizer.shrink(self._scale)
         norm = self._optimizer.norm()
         loss, size = torch.stack([self._loss.float(), norm.float()]).tolist()
         if not (math.isfinite(loss) and math.isfinite(size)):

@@ -1,9 +1,9 @@
 """Training spread over the workers of a Ray cluster: the same loop, each worker computing its share of every batch.
 
 Gradients are added up after every step, so N workers take the steps one worker would take, up to rounding. The workers
-know nothing of steps and stores: a mailbox actor hands them rows and the newest checkpoint, and carries progress and
-checkpoints back to the process that holds the step. When the course is done that process finishes as `train.py` does,
-from the last checkpoint, so there is one way only to make an Adapter.
+know nothing of steps and stores: a mailbox actor hands them rows and the newest checkpoint, and carries progress,
+checkpoints and at last the adapter back to the process that holds the step. That process reserves nothing and loads
+nothing: the worker of rank 0 finishes as `train.py` does, on the cores it trained with.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from petl_ray.artifact import Adapter, Dataset
+from petl_ray.artifact import Adapter, Dataset, FileEntry
 from petl_ray.errors import CapacityError, CorruptionError, PetlRayError, RunCancelled, TemporaryError
+from petl_ray.fingerprint import sha256_file
 from petl_ray.training.session import open_session
 from petl_ray.training.spec import TrainSpec
-from petl_ray.training.train import Watcher, run_course
-from petl_ray.training.train import train as train_here
+from petl_ray.training.train import Watcher, finish, run_course
 from petl_ray.verb import Resources, StepContext
 
 PUMP_EVERY_S = 0.5
@@ -49,14 +49,26 @@ def train(spec: TrainSpec, dataset: Dataset, *, step: StepContext) -> Adapter:
     pump = _Pump(mailbox, step)
     pump.start()
     try:
-        _fit(spec, dataset.task, step.name, resources, mailbox)
+        _fit(spec, dataset, step.name, resources, mailbox)
     finally:
         pump.finish()
-        failure = ray.get(mailbox.failure.remote())
+        failure, answer = ray.get([mailbox.failure.remote(), mailbox.answer.remote()])
         ray.kill(mailbox)
     if error := pump.error or failure:
         raise error
-    return train_here(spec, dataset, step=step)
+    if answer is None:
+        raise TemporaryError("training.on_ray", "the workers ended without an adapter", "they were stopped or lost")
+    return _kept(answer[0], answer[1], step)
+
+
+def _kept(adapter: Adapter, files: Mapping[str, bytes], step: StepContext) -> Adapter:
+    """The workers' adapter, its files kept by the step."""
+    _unpack(files, step.out)
+    kept = {one.path: one for one in step.keep(*files)}
+    for one in (*adapter.files, *adapter.traces):
+        if kept[one.path] != one:
+            raise CorruptionError(f"training.on_ray: {one.path}", "its bytes changed between worker and step")
+    return adapter
 
 
 class Mailbox:
@@ -67,6 +79,7 @@ class Mailbox:
         self._letters: list[tuple[str, dict[str, Any]]] = []
         self._unsaved: dict[str, Any] | None = None
         self._failure: PetlRayError | None = None
+        self._answer: tuple[Adapter, dict[str, bytes]] | None = None
         self._stopped = False
 
     def begin(self) -> tuple[dict[str, bytes], dict[str, bytes] | None, bool]:
@@ -94,6 +107,14 @@ class Mailbox:
     def failure(self) -> PetlRayError | None:
         """What rank 0 said was wrong, if anything."""
         return self._failure
+
+    def deliver(self, adapter: Adapter, files: dict[str, bytes]) -> None:
+        """From rank 0: the work is done."""
+        self._answer = (adapter, files)
+
+    def answer(self) -> tuple[Adapter, dict[str, bytes]] | None:
+        """The adapter with the bytes of its files, once it is there."""
+        return self._answer
 
     def stop(self) -> None:
         """From the step: end the work."""
@@ -181,9 +202,24 @@ class _MailStep:
             ray.get(self._mailbox.save.remote(_contents(directory), dict(note)))
 
 
+class _Out:
+    """What finishing sees of the step in a worker: a directory of its own, and the entries that the step would give."""
+
+    def __init__(self, directory: Path) -> None:
+        self.out = directory
+
+    def keep(self, *paths: str) -> tuple[FileEntry, ...]:
+        files = {path: self.out / path for path in paths}
+        return tuple(
+            FileEntry(path=path, sha256=sha256_file(file), size_bytes=file.stat().st_size)
+            for path, file in files.items()
+        )
+
+
 def _work(config: dict[str, Any]) -> None:
-    """One worker: the whole course over its share of every batch."""
-    spec, key, mailbox = TrainSpec.model_validate(config["spec"]), config["key"], config["mailbox"]
+    """One worker: the whole course over its share of every batch; rank 0 then makes the adapter."""
+    spec, dataset = TrainSpec.model_validate(config["spec"]), Dataset.model_validate(config["dataset"])
+    key, mailbox = dataset.task, config["mailbox"]
     data, checkpoint, stopped = ray.get(mailbox.begin.remote())
     if stopped:
         return
@@ -198,7 +234,12 @@ def _work(config: dict[str, Any]) -> None:
                 session.admit(key, spec, rows, past, peers)
             except CorruptionError:
                 session.admit(key, spec, rows, None, peers)
-            run_course(session, key, Watcher(session, key, _MailStep(mailbox, peers)))
+            run_course(session, key, Watcher(session, key, key, _MailStep(mailbox, peers)))
+            if peers.rank == 0:
+                out = Path(directory) / "out"
+                out.mkdir()
+                adapter = finish(session, session.occupant(key), dataset, _Out(out))
+                ray.get(mailbox.deliver.remote(adapter, _contents(out)))
     except RunCancelled:
         return
     except PetlRayError as error:
@@ -206,7 +247,7 @@ def _work(config: dict[str, Any]) -> None:
         ray.get(mailbox.fail.remote(error))
 
 
-def _fit(spec: TrainSpec, key: str, name: str, resources: Resources, mailbox: Any) -> None:
+def _fit(spec: TrainSpec, dataset: Dataset, name: str, resources: Resources, mailbox: Any) -> None:
     share: dict[str, float] = {"CPU": resources.cpus}
     if resources.gpus:
         share["GPU"] = resources.gpus
@@ -215,7 +256,7 @@ def _fit(spec: TrainSpec, key: str, name: str, resources: Resources, mailbox: An
             _work,
             train_loop_config={
                 "spec": spec.model_dump(mode="json"),
-                "key": key,
+                "dataset": dataset.model_dump(mode="json"),
                 "mailbox": mailbox,
                 "cpus": resources.cpus,
             },
@@ -240,15 +281,15 @@ def _connect(resources: Resources) -> None:
     if not ray.is_initialized():
         cores = max(os.cpu_count() or 1, resources.workers * resources.cpus)
         ray.init(num_cpus=cores, include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False)
-    for kind, each in (("CPU", resources.cpus), ("GPU", resources.gpus)):
-        there, wanted = ray.cluster_resources().get(kind, 0.0), each * resources.workers
-        if wanted > there:
-            raise CapacityError(
-                f"training: {resources.workers} workers",
-                f"they need {wanted:g} {kind}",
-                f"the cluster has {there:g}",
-                "Ask for fewer workers or a larger cluster",
-            )
+    machines = [machine["Resources"] for machine in ray.nodes() if machine["Alive"]]
+    fit = resources.fit(machines)
+    if resources.workers > fit:
+        raise CapacityError(
+            f"training: {resources.workers} workers",
+            f"they need {resources.cpus} CPU and {resources.gpus:g} GPU each",
+            f"the {len(machines)} machines of the cluster hold {fit} of them",
+            "Ask for fewer or smaller workers, or a larger cluster",
+        )
 
 
 def _contents(directory: Path) -> dict[str, bytes]:

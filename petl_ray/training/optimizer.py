@@ -41,6 +41,12 @@ class SlotOptimizer:
         """Drop all gradients."""
         self._adamw.zero_grad(set_to_none=True)
 
+    def shrink(self, scale: float) -> None:
+        """Divide all gradients by the scale of the loss they came from."""
+        if scale != 1.0:
+            for gradient in self.gradients:
+                gradient.div_(scale)
+
     def norm(self) -> torch.Tensor:
         """The Euclidean norm of all gradients together, a scalar tensor."""
         return nn.utils.get_total_norm(self.gradients)

@@ -12,12 +12,14 @@ from petl_ray.methods import AdapterCard, count_parameters
 from petl_ray.models import LoadedBase, load_base, use_threads
 from petl_ray.spec import Spec
 from petl_ray.training.checkpoint import read_checkpoint, write_checkpoint
-from petl_ray.training.loop import train_until
+from petl_ray.training.loop import take_step
 from petl_ray.training.memory import TokenBudget
 from petl_ray.training.occupant import Occupant
 from petl_ray.training.peers import Peers
+from petl_ray.training.rounds import Sharing
 from petl_ray.training.rows import Rows, read_rows
 from petl_ray.training.spec import TrainSpec
+from petl_ray.verb import Turn
 
 SHARED = ("base", "task_type", "gradient_checkpointing")  # what all occupants of one session have in common
 
@@ -41,6 +43,8 @@ class Session:
         self._bank = Bank(self.loaded, slots=slots, gradient_checkpointing=template.gradient_checkpointing)
         self._free = list(reversed(range(slots)))
         self._occupants: dict[str, Occupant] = {}
+        self._aims: dict[str, int] = {}
+        self._sharing = Sharing.of(self.loaded)
         self._watchers: dict[str, Callable[[Occupant], None]] = {}
         self._rows: dict[tuple[Path, int, str], Rows] = {}
 
@@ -74,21 +78,40 @@ class Session:
             raise
         self._occupants[key] = occupant
 
-    def advance(self, targets: Mapping[str, float]) -> dict[str, dict[str, float]]:
-        """Train the named occupants side by side, each until that fraction (0…1] of its horizon; then validate.
+    def aim(self, key: str, share: float) -> None:
+        """From the next turn on train `key` until that fraction (0…1] of its horizon."""
+        self._aims[key] = self.target_step(key, share)
+
+    def turn(self) -> Turn:
+        """One step of everybody who was aimed, side by side; who has arrived is validated and aimed no longer.
 
         Keys of the metrics: `score` (the spec's metric), `loss` (mean over validation units, nats), `train_loss`,
         `steps`, `trained_share`; `{"diverged": 1.0}` for a slot whose loss or gradients are no longer finite.
         """
-        aims = {self.occupant(key): self.target_step(key, share) for key, share in targets.items()}
-        train_until(self._bank, aims, self.budget, self._after_step)
-        results = {}
-        for each in aims:
-            metrics = {"diverged": 1.0} if each.diverged else each.validate(self.budget.tokens)
-            if not each.diverged:
-                metrics = {**metrics, "steps": float(each.step), "trained_share": self.trained_share(each.key)}
-            results[each.key] = metrics
-        return results
+        live = [each for key in self._aims if not self._has_arrived(each := self.occupant(key))]
+        failed = take_step(self._bank, live, self.budget, self._sharing, self._after_step)
+        broken = {each.key: error for each, error in failed.items()}
+        for key in broken:
+            del self._aims[key]
+        arrived = [key for key in self._aims if self._has_arrived(self.occupant(key))]
+        for key in arrived:
+            del self._aims[key]
+        return Turn({key: self._measured(self.occupant(key)) for key in arrived}, broken)
+
+    def advance(self, targets: Mapping[str, float]) -> dict[str, dict[str, float]]:
+        """Turns until all of `targets` have arrived: their metrics. Raises the first failure among them."""
+        for key, share in targets.items():
+            self.aim(key, share)
+        results: dict[str, dict[str, float]] = {}
+        while len(results) < len(targets):
+            turn = self.turn()
+            for key, error in turn.failed.items():
+                if key in targets:
+                    for other in targets:
+                        self._aims.pop(other, None)
+                    raise error
+            results |= turn.arrived
+        return {key: results[key] for key in targets}
 
     def save(self, key: str, directory: Path) -> None:
         """Write everything that continues `key` later (weights, optimizer, position, best) as safetensors and JSON."""
@@ -99,6 +122,7 @@ class Session:
         occupant = self.occupant(key)
         del self._occupants[key]
         self._watchers.pop(key, None)
+        self._aims.pop(key, None)
         self._bank.free(occupant.slot)
         self._free.append(occupant.slot)
 
@@ -126,7 +150,7 @@ class Session:
         return self.occupant(key).trained_parameters / self.loaded.parameters
 
     def watch(self, key: str, watcher: Callable[[Occupant], None]) -> None:
-        """Call `watcher` after every step of `key`; what it raises stops `advance`, after a whole step."""
+        """Call `watcher` after every step of `key`; a PetlRayError from it ends `key` alone, after a whole step."""
         self._watchers[key] = watcher
 
     def export(self, key: str, directory: Path) -> AdapterCard:
@@ -158,6 +182,15 @@ class Session:
         if known not in self._rows:
             self._rows[known] = read_rows(data, spec.task_type, self.loaded.tokenizer, spec.max_length, spec.template)
         return self._rows[known]
+
+    def _has_arrived(self, occupant: Occupant) -> bool:
+        return occupant.diverged or occupant.step >= self._aims[occupant.key]
+
+    def _measured(self, occupant: Occupant) -> dict[str, float]:
+        metrics = {"diverged": 1.0} if occupant.diverged else occupant.validate(self.budget.tokens)
+        if occupant.diverged:
+            return metrics
+        return {**metrics, "steps": float(occupant.step), "trained_share": self.trained_share(occupant.key)}
 
     def _after_step(self, occupant: Occupant) -> None:
         if watcher := self._watchers.get(occupant.key):

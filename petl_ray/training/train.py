@@ -1,8 +1,7 @@
-"""train: one question to one adapter; train_all: many questions, one after the other, over one resident base.
+"""train: one question to one adapter; train_all: many questions side by side in the slots of one resident base.
 
-Questions of a pack share the loaded base, its tokenizer and the encoded rows, but not their forward passes: the bits
-of a product depend on how many rows it has, and an outcome must not depend on which other questions were asked with
-it. Training side by side in one pass is what `Session.advance` does when it is given several keys.
+A question that comes to its end gives its slot to the next one that waits, and its answer goes out at once. What may
+share a pass with whom is `rounds.Sharing`'s business: on a CPU an outcome has the same bits in any company.
 """
 
 from __future__ import annotations
@@ -10,11 +9,13 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
 
-from petl_ray.artifact import Adapter, Dataset
+from petl_ray.artifact import Adapter, Dataset, FileEntry
 from petl_ray.errors import CorruptionError, PetlRayError, PlanError, TrainingError
 from petl_ray.fingerprint import canonical_json
 from petl_ray.training.golden import GOLDEN_FILE, write_golden
@@ -26,6 +27,9 @@ from petl_ray.verb import Question, StepContext
 FILES = ("adapter_model.safetensors", "adapter_config.json", "card.json", GOLDEN_FILE)
 REPORT_EVERY_S = 1.0
 
+Answer = Adapter | PetlRayError
+T = TypeVar("T")
+
 
 def train(spec: TrainSpec, dataset: Dataset, *, step: StepContext) -> Adapter:
     """Train one adapter; continues from the step's newest checkpoint.
@@ -34,24 +38,22 @@ def train(spec: TrainSpec, dataset: Dataset, *, step: StepContext) -> Adapter:
     finite, DataError, PlanError or BaseModelError for a question that cannot be trained, RunCancelled and ClaimLost
     as `step.check` does.
     """
-    answer = train_all([Question(dataset.task, spec, (dataset,))], [step])[0]
+    ((_, answer),) = train_all([Question(dataset.task, spec, (dataset,))], [step])
     if isinstance(answer, PetlRayError):
         raise answer
     return answer
 
 
-def train_all(questions: Sequence[Question], steps: Sequence[StepContext]) -> list[Adapter | PetlRayError]:
-    """One Adapter or error for each question, in order; a question that fails leaves the others alone.
+def train_all(questions: Sequence[Question], steps: Sequence[StepContext]) -> Iterator[tuple[int, Answer]]:
+    """(index, Adapter or error) of each question as it is known; a question that fails leaves the others alone.
 
-    Results are bit for bit those of `train` for each question alone.
+    On a CPU results are bit for bit those of `train` for each question alone; on a GPU they agree to rounding.
     """
-    answers: dict[int, Adapter | PetlRayError] = {}
     groups: dict[str, list[int]] = {}
     for index, question in enumerate(questions):
         groups.setdefault(_session_of(question), []).append(index)
     for members in groups.values():
-        _train_group({index: (questions[index], steps[index]) for index in members}, answers)
-    return [answers[index] for index in range(len(questions))]
+        yield from _train_group({index: (questions[index], steps[index]) for index in members})
 
 
 def _session_of(question: Question) -> str:
@@ -62,43 +64,132 @@ def _session_of(question: Question) -> str:
     return canonical_json([spec.base, spec.task_type, spec.gradient_checkpointing])
 
 
-def _train_group(group: dict[int, tuple[Question, StepContext]], answers: dict[int, Adapter | PetlRayError]) -> None:
+def _train_group(group: Mapping[int, tuple[Question, StepContext]]) -> Iterator[tuple[int, Answer]]:
     template, first = next(iter(group.values()))
     assert isinstance(template.spec, TrainSpec)
+    slots = min(len(group), first.resources.slots)
     try:
-        session = open_session(template.spec, slots=1, threads=first.resources.cpus)
+        session = open_session(template.spec, slots=slots, threads=first.resources.cpus)
     except PetlRayError as error:
-        answers.update(dict.fromkeys(group, error))
+        yield from ((index, error) for index in group)
         return
-    for index, (question, step) in group.items():
-        try:
-            answers[index] = _train_one(session, question, step)
-        except PetlRayError as error:
-            answers[index] = error
-        except Exception as error:  # noqa: BLE001 — whatever breaks one question must not sink its neighbours
-            answers[index] = TrainingError(question.key, type(error).__name__, str(error)[:500])
-    session.close()
-
-
-def _train_one(session: Session, question: Question, step: StepContext) -> Adapter:
-    spec, dataset = question.spec, question.inputs[0]
-    assert isinstance(spec, TrainSpec)
-    assert isinstance(dataset, Dataset), f"train takes a Dataset, got a {type(dataset).__name__}"
-    step.check()
-    progress = step.load_progress()
-    data = step.fetch(dataset)
     try:
-        session.admit(question.key, spec, data, progress.directory if progress else None)
-    except CorruptionError:
-        session.admit(question.key, spec, data)  # a checkpoint that cannot be continued costs its work, not the step
-    try:
-        run_course(session, question.key, Watcher(session, question.key, step))
-        return _finish(session, session.occupant(question.key), dataset, step)
+        yield from _side_by_side(session, slots, group)
     finally:
-        session.drop(question.key)
+        session.close()
 
 
-def _finish(session: Session, occupant: Occupant, dataset: Dataset, step: StepContext) -> Adapter:
+def _side_by_side(
+    session: Session, slots: int, group: Mapping[int, tuple[Question, StepContext]]
+) -> Iterator[tuple[int, Answer]]:
+    waiting = list(group)
+    courses: dict[str, Course] = {}
+    while waiting or courses:
+        while waiting and len(courses) < slots:
+            index = waiting.pop(0)
+            question, step = group[index]
+            key = str(index)  # questions of several tasks may have equal keys
+            began = _told(question.key, partial(Course.begin, session, key, question, step))
+            if isinstance(began, Course):
+                courses[key] = began
+            else:
+                yield index, began
+        turn = session.turn()
+        for key in [*turn.arrived, *turn.failed]:
+            course = courses[key]
+            answer: Answer | None = turn.failed.get(key)
+            if answer is None:
+                answer = _told(course.question.key, partial(course.arrived, turn.arrived[key]))
+            if answer is not None:
+                del courses[key]
+                session.drop(key)
+                yield int(key), answer
+
+
+def _told(what: str, act: Callable[[], T]) -> T | PetlRayError:
+    """What `act` gives, or its failure as an error of ours: whatever breaks one question must not sink its neighbours."""
+    try:
+        return act()
+    except PetlRayError as error:
+        return error
+    except Exception as error:  # noqa: BLE001 - as above
+        return TrainingError(what, type(error).__name__, str(error)[:500])
+
+
+@dataclass(frozen=True)
+class Course:
+    """One question on its way through a session: from validation to validation, to the adapter at the end."""
+
+    session: Session
+    key: str
+    question: Question
+    step: StepContext
+    watcher: Watcher
+
+    @classmethod
+    def begin(cls, session: Session, key: str, question: Question, step: StepContext) -> Course:
+        """Take a slot, continue from the newest checkpoint and aim at the first validation."""
+        spec, dataset = question.spec, question.inputs[0]
+        assert isinstance(spec, TrainSpec)
+        assert isinstance(dataset, Dataset), f"train takes a Dataset, got a {type(dataset).__name__}"
+        step.check()
+        progress = step.load_progress()
+        data = step.fetch(dataset)
+        try:
+            session.admit(key, spec, data, progress.directory if progress else None)
+        except CorruptionError:
+            session.admit(key, spec, data)  # a checkpoint that cannot be continued costs its work, not the step
+        watcher = Watcher(session, key, question.key, step)
+        session.watch(key, watcher)
+        session.aim(key, next_share(session, key))
+        return cls(session, key, question, step, watcher)
+
+    def arrived(self, metrics: Mapping[str, float]) -> Adapter | None:
+        """What a validation has come to: the adapter after the last one, else None and the next aim.
+
+        Raises TrainingError where training has diverged.
+        """
+        occupant = self.session.occupant(self.key)
+        refuse_divergence(self.question.key, occupant, metrics)
+        self.watcher.validated(occupant)
+        if occupant.step < occupant.steps:
+            self.session.aim(self.key, next_share(self.session, self.key))
+            return None
+        self.watcher.save(occupant)
+        return finish(self.session, occupant, cast("Dataset", self.question.inputs[0]), self.step)
+
+
+def next_share(session: Session, key: str) -> float:
+    """The share of the horizon at which `key` is to be validated next."""
+    occupant = session.occupant(key)
+    count = round(1 / occupant.spec.validate_every)
+    shares = [min(1.0, turn * occupant.spec.validate_every) for turn in range(1, count)]
+    return next((share for share in shares if session.target_step(key, share) > occupant.scored_step), 1.0)
+
+
+def refuse_divergence(what: str, occupant: Occupant, metrics: Mapping[str, float]) -> None:
+    """TrainingError if these are the metrics of a slot that diverged."""
+    if "diverged" in metrics:
+        raise TrainingError(
+            what,
+            f"loss or gradients are not finite at step {occupant.step} of {occupant.steps}",
+            f"learning rate {occupant.spec.learning_rate:g} may be too high for this base",
+            "Lower learning_rate or gradient_clip",
+        )
+
+
+class Keeps(Protocol):
+    """What finishing needs of a step; a `StepContext` is one."""
+
+    @property
+    def out(self) -> Path:
+        """See `StepContext.out`."""
+
+    def keep(self, *paths: str) -> tuple[FileEntry, ...]:
+        """See `StepContext.keep`."""
+
+
+def finish(session: Session, occupant: Occupant, dataset: Dataset, step: Keeps) -> Adapter:
     """Write the files of an occupant that has reached the end of its course, and name them."""
     session.export(occupant.key, step.out)
     write_golden(session.loaded, occupant.rows, step.out)
@@ -130,22 +221,12 @@ def _finish(session: Session, occupant: Occupant, dataset: Dataset, step: StepCo
 
 
 def run_course(session: Session, key: str, watcher: Watcher) -> None:
-    """Train `key` to the end of its horizon, validating on the way; raises TrainingError if it diverges."""
+    """Train `key` alone to the end of its horizon, validating on the way; raises TrainingError if it diverges."""
     occupant = session.occupant(key)
     session.watch(key, watcher)
-    count = round(1 / occupant.spec.validate_every)
-    shares = [min(1.0, turn * occupant.spec.validate_every) for turn in range(1, count)] + [1.0]
-    for share in shares:
-        if occupant.scored_step >= session.target_step(key, share):
-            continue
-        metrics = session.advance({key: share})[key]
-        if "diverged" in metrics:
-            raise TrainingError(
-                key,
-                f"loss or gradients are not finite at step {occupant.step} of {occupant.steps}",
-                f"learning rate {occupant.spec.learning_rate:g} may be too high for this base",
-                "Lower learning_rate or gradient_clip",
-            )
+    while occupant.scored_step < occupant.steps:
+        metrics = session.advance({key: next_share(session, key)})[key]
+        refuse_divergence(key, occupant, metrics)
         watcher.validated(occupant)
     watcher.save(occupant)
 
@@ -166,8 +247,8 @@ class Watched(Protocol):
 class Watcher:
     """Between steps: shows progress about every second, saves a checkpoint when it is due, stops when told to."""
 
-    def __init__(self, session: Session, key: str, step: Watched) -> None:
-        self._session, self._key, self._step = session, key, step
+    def __init__(self, session: Session, key: str, label: str, step: Watched) -> None:
+        self._session, self._key, self._label, self._step = session, key, label, step
         now = time.monotonic()
         self._reported, self._saved = now, now
         occupant = session.occupant(key)
@@ -185,7 +266,7 @@ class Watcher:
         """Show what validation said."""
         self._step.check()
         facts = {name: round(occupant.metrics[name], 6) for name in ("score", "loss")}
-        self._step.report("train.validated", key=self._key, step=occupant.step, metric=occupant.spec.metric, **facts)
+        self._step.report("train.validated", key=self._label, step=occupant.step, metric=occupant.spec.metric, **facts)
 
     def save(self, occupant: Occupant) -> None:
         """Make a checkpoint of this moment durable."""
@@ -199,7 +280,7 @@ class Watcher:
         steps, tokens = occupant.step - self._at[0], occupant.tokens - self._at[1]
         self._step.report(
             "train.step",
-            key=self._key,
+            key=self._label,
             step=occupant.step,
             steps=occupant.steps,
             loss=round(occupant.metrics["train_loss"], 6),

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -88,20 +89,34 @@ _ENDS = {
 
 
 def _long_form(value: Any) -> Any:
-    """The short YAML forms as the long one; anything else untouched, for pydantic to judge."""
+    """The short YAML forms as the long one; what says its kind is left for pydantic to judge."""
     if isinstance(value, list | tuple):
         return {"kind": "choice", "values": list(value)}
-    if not isinstance(value, dict) or len(value) != 1:
+    if isinstance(value, Spec) or (isinstance(value, dict) and "kind" in value):
         return value
-    (kind, ends), *_ = value.items()
+    if not isinstance(value, dict):
+        raise ValueError(f"got {value!r}; a field is searched over a list or a range. Write [{value!r}]")
+    if len(value) != 1:
+        keys = f"the keys {', '.join(map(str, value))}" if value else "an empty mapping"
+        raise ValueError(f"got {keys}; a domain is one key, its kind. Write for instance {{uniform: [low, high]}}")
+    ((kind, ends),) = value.items()
     if kind == "choice":
         return {"kind": "choice", "values": ends}
-    names = _ENDS.get(kind)
-    if names is None or not isinstance(ends, list | tuple):
-        return value
-    if len(ends) != len(names):
-        raise ValueError(f"{kind}: got {len(ends)} numbers; it takes {len(names)}: [{', '.join(names)}]")
+    if kind not in _ENDS:
+        raise ValueError(f"got {kind}; {_no_domain(str(kind))}")
+    names = _ENDS[kind]
+    if not isinstance(ends, list | tuple) or len(ends) != len(names):
+        found = f"{len(ends)} numbers" if isinstance(ends, list | tuple) else repr(ends)
+        raise ValueError(f"{kind}: got {found}; it takes {len(names)}: [{', '.join(names)}]")
     return {"kind": kind, **dict(zip(names, ends, strict=True))}
+
+
+def _no_domain(name: str) -> str:
+    known = ("choice", *_ENDS)
+    near = get_close_matches(name, known, n=1)
+    if near:
+        return f"no domain is called so. Did you mean {near[0]}?"
+    return f"no domain is called so ({', '.join(known)}). A path into the recipe is one key, such as method.rank"
 
 
 Domain = Annotated[

@@ -50,6 +50,10 @@ class Hunt:
             self._checked_s = time.monotonic()
             self._guarded(self.step.check)
 
+    def placed(self, up: int, asked: int) -> None:
+        """So many of the packs that the placement asks for are up."""
+        self._guarded(lambda: self.step.report("search.packs", up=up, asked=asked))
+
     def unweighed(self) -> list[Order]:
         """Orders of the trials whose cost must be asked of a pack; what is recorded is judged here."""
         for candidate in self.race.unweighed():

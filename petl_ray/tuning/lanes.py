@@ -10,6 +10,7 @@ trial in the same call.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,9 +22,10 @@ from petl_ray.tuning.pack import Order
 from petl_ray.tuning.race import Candidate
 
 CONTINUE, NOOP, STOP = "CONTINUE", "NOOP", "STOP"
-PENDING, PAUSED = "PENDING", "PAUSED"
+PENDING, PAUSED, RUNNING = "PENDING", "PAUSED", "RUNNING"
 _LANES_PER_PACK = 2
 _REPLAY = -1  # under way, but on no pack
+_NOTHING = {"errand": "null"}  # for a process that Tune starts before there is something to do
 
 
 class TrialOfTune(Protocol):
@@ -47,24 +49,40 @@ class Controller(Protocol):
 
 
 class PackRoom(Protocol):
-    """What lanes need of packs; `under_way` names the pack of every trial that has an order out."""
+    """What lanes need of packs, which come up when the cluster has room for them and may be lost again.
 
-    count: int
+    `count` says how many are up, `under_way` names the pack of every trial that has an order out. Where packs are lost
+    more often than they may be, every hunt fails.
+    """
+
     under_way: dict[str, int]
 
-    def choose(self, key: str) -> int: ...
+    @property
+    def count(self) -> int: ...
 
-    def prepare(self, order: Order, index: int) -> str: ...
+    def look(self) -> None:
+        """See which packs came up."""
 
-    def files(self, key: str, rung: int) -> Files | None: ...
+    def choose(self, key: str) -> int | None:
+        """The pack that should train a trial; None while none is up. The first call asks for the packs."""
 
-    def weigh(self, orders: list[Order]) -> Any: ...
+    def prepare(self, order: Order, index: int) -> str | None:
+        """Bring what an order needs to a pack; its name, or None if it was lost."""
 
-    def costs(self, reference: Any) -> list[dict[str, Any]] | None: ...
+    def files(self, key: str, rung: int) -> Files | None:
+        """The checkpoint of a trial at `rung`; None if the pack that trained it was lost."""
 
-    def lost(self, key: str) -> None: ...
+    def weigh(self, orders: list[Order]) -> Any:
+        """A promise of what orders would cost; None while no pack is up."""
 
-    def close(self) -> None: ...
+    def costs(self, promise: Any) -> list[dict[str, Any]] | None:
+        """What was promised; None while it is not there, empty if the pack was lost."""
+
+    def lost(self, key: str) -> None:
+        """The process or the pack of a trial broke."""
+
+    def close(self) -> None:
+        """End the packs."""
 
 
 Stopper = Callable[[Controller, TrialOfTune, float, float], bool]
@@ -75,13 +93,13 @@ class Lanes:
 
     def __init__(self, hunts: list[Hunt], packs: PackRoom, keeps: dict[str, Stopper], tries: int) -> None:
         self._hunts, self._packs = hunts, packs
-        self._lanes = _LANES_PER_PACK * packs.count
         self._errands: dict[str, tuple[Hunt, Candidate]] = {}  # by Tune's trial id
         self._ids: dict[str, str] = {}  # trial key -> Tune's trial id
         self._waiting: list[TrialOfTune] = []  # trials that hold a lane and train nothing
         self._starting: set[str] = set()  # trials whose process is coming up
         self._handed: str | None = None  # a new trial that is to take the lane of one that waits
-        self._failures: dict[str, str] = {}
+        self._failures: dict[str, str] = {}  # the last one, by Tune's trial id
+        self._failed: Counter[str] = Counter()  # by trial key
         self._costs: dict[str, tuple[list[Order], Any]] = {}
         self._keeps, self._tries = keeps, tries
         self._turn = 0
@@ -91,15 +109,22 @@ class Lanes:
         """Whether every hunt has ended."""
         return all(hunt.over for hunt in self._hunts)
 
+    def look(self) -> None:
+        """Hear who wants to stop, and see which packs came up."""
+        for hunt in self._hunts:
+            hunt.check()
+        self._packs.look()
+
     # --- what the Asker needs ---------------------------------------------------------------------------------------
 
     def new_trial(self, trial_id: str) -> dict[str, str] | None:
         """The errand of a trial that Tune does not know yet, if one should run now."""
+        self.look()  # while there is no trial at all, Tune asks only here
         self._weigh()
         chosen = self._next()
         if chosen is None or chosen[1].key in self._ids or not self._lane_free():
             return None
-        fresh = len(self._packs.under_way) + len(self._waiting) < self._lanes
+        fresh = self._taken < self._lanes
         if not fresh and (self._starting or self._handed):
             return None  # one at a time: Tune would start, or end, a process for any other
         errand = self._errand(*chosen)
@@ -112,17 +137,20 @@ class Lanes:
         return errand
 
     def given_up(self, trial_id: str) -> None:
-        """A trial failed more often than it may: its search has failed."""
+        """Tune tries no more. Its own count is hasty where a process died idle, so ours decides: a new trial, or the
+        end of the search."""
         hunt, candidate = self._errands[trial_id]
-        found = self._failures.get(trial_id, "its process was lost")
+        if self._failed[candidate.key] < self._tries:
+            self._ids.pop(candidate.key, None)
+            return
+        found = self._failures[trial_id]
         hunt.fail(PermanentError(f"search, trial {candidate.number}", found, f"it failed {self._tries} times"))
 
     # --- what Tune asks of a scheduler ------------------------------------------------------------------------------
 
     def choose(self, controller: Controller) -> TrialOfTune | None:
         """The trial that should train next, with a lane freed for it; at most one lane changes hands in a call."""
-        for hunt in self._hunts:
-            hunt.check()
+        self.look()
         trials = {trial.trial_id: trial for trial in controller.get_trials()}
         self._starting = {name for name in self._starting if trials[name].status == PENDING}
         self._tidy(controller, trials)
@@ -135,7 +163,10 @@ class Lanes:
         chosen = self._next()
         if chosen is None or chosen[1].key not in self._ids or not self._lane_free():
             return None
-        trial, errand = trials[self._ids[chosen[1].key]], self._errand(*chosen)
+        trial = trials[self._ids[chosen[1].key]]
+        if trial.status == RUNNING and trial not in self._waiting:  # it has not yet said that it had nothing to do
+            return None
+        errand = self._errand(*chosen)
         if errand is None:
             return None
         if trial in self._waiting:
@@ -156,15 +187,17 @@ class Lanes:
         if trial.trial_id in self._failures:  # Tune tries a failed trial again, in a new process
             self._starting.add(trial.trial_id)
             errand = self._errand(hunt, candidate) if candidate.phase == "ready" and not hunt.over else None
-            if errand is not None:
-                trial.set_config(errand)
+            trial.set_config(errand or _NOTHING)
 
     def failed(self, trial: TrialOfTune) -> None:
         """A trial's process or its pack broke; what it was training must be trained again."""
         hunt, candidate = self._errands[trial.trial_id]
         log = Path(trial.error_file or "/dev/null")
         lines = log.read_text(encoding="utf-8").strip().splitlines() if log.exists() else []
+        self._failed[candidate.key] += 1
         self._failures[trial.trial_id] = lines[-1] if lines else "its process was lost"
+        if trial in self._waiting:
+            self._waiting.remove(trial)
         self._packs.lost(candidate.key)
         hunt.race.again(candidate.number)
 
@@ -172,14 +205,23 @@ class Lanes:
         """Remember a rung, let the race decide, and go straight on where this very trial is the next to train."""
         hunt, candidate = self._errands[trial.trial_id]
         index = self._packs.under_way.pop(candidate.key, _REPLAY)
-        if not hunt.over:
-            self._hear(controller, trial, json.loads(result["facts"]))
-            if self._next() == (hunt, candidate) and self._goes_straight_on(hunt, candidate, index):
+        facts = json.loads(result["facts"])
+        if facts is not None and not hunt.over:
+            heard = self._hear(controller, trial, facts)
+            if heard and self._next() == (hunt, candidate) and self._goes_straight_on(hunt, candidate, index):
                 return CONTINUE
         self._waiting.append(trial)
         return NOOP
 
     # --- how -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _lanes(self) -> int:
+        return _LANES_PER_PACK * max(1, self._packs.count)  # what is recorded needs lanes, but no pack
+
+    @property
+    def _taken(self) -> int:
+        return len(self._packs.under_way) + len(self._waiting)
 
     def _lane_free(self) -> bool:
         return len(self._packs.under_way) < self._lanes
@@ -199,22 +241,30 @@ class Lanes:
         return sum(key.startswith(f"{hunt.name}/") for key in self._packs.under_way)
 
     def _errand(self, hunt: Hunt, candidate: Candidate) -> dict[str, str] | None:
-        """Bring everything to a pack and write down what the trial's process must know; None if the hunt fails here."""
+        """What the trial's process must know, with everything it needs at a pack; None where it cannot train now."""
         order, recorded = hunt.order(candidate), hunt.ledger.rungs(candidate.number)
+        place = (_REPLAY, "") if candidate.rung in recorded else self._place(hunt, order)
+        if place is None:
+            return None
         hunt.started(candidate)
         self._turn = (self._hunts.index(hunt) + 1) % len(self._hunts)
-        pack, index = "", _REPLAY
-        if candidate.rung not in recorded and not hunt.over:
-            index = self._packs.choose(candidate.key)
-            try:
-                pack = self._packs.prepare(order, index)
-            except PetlRayError as error:  # rows that cannot be read, a pack that cannot be brought back
-                hunt.fail(error)
         if hunt.over:
             return None
-        self._packs.under_way[candidate.key] = index
+        self._packs.under_way[candidate.key], pack = place
         errand = {"order": order.plain(), "targets": hunt.spec.rungs, "recorded": recorded, "pack": pack}
         return {"errand": json.dumps(errand)}
+
+    def _place(self, hunt: Hunt, order: Order) -> tuple[int, str] | None:
+        """A pack that holds what `order` needs, and its name; None where none is up, it was lost, or the hunt fails."""
+        index = self._packs.choose(order.key)
+        if index is None:
+            return None
+        try:
+            name = self._packs.prepare(order, index)
+        except PetlRayError as error:  # rows that cannot be read
+            hunt.fail(error)
+            return None
+        return None if name is None else (index, name)
 
     def _goes_straight_on(self, hunt: Hunt, candidate: Candidate, index: int) -> bool:
         """Start the next rung in the same process, if the errand it carries still holds."""
@@ -225,20 +275,28 @@ class Lanes:
         self._packs.under_way[candidate.key] = index
         return True
 
-    def _hear(self, controller: Controller, trial: TrialOfTune, facts: dict[str, Any]) -> None:
+    def _hear(self, controller: Controller, trial: TrialOfTune, facts: dict[str, Any]) -> bool:
+        """Remember a rung and decide; False where its checkpoint is gone with its pack, so that it trains again."""
         hunt, candidate = self._errands[trial.trial_id]
         target, failed = hunt.spec.rungs[candidate.rung], bool(facts.get("diverged") or facts.get("refused"))
         keep, files = None, None
+        if candidate.rung not in hunt.ledger.rungs(candidate.number) and not failed and target < 1.0:
+            try:
+                files = self._packs.files(candidate.key, candidate.rung)
+            except PetlRayError as error:  # a session that saves nothing
+                hunt.fail(error)
+                return False
+            if files is None:
+                hunt.race.again(candidate.number)
+                return False
         if hunt.name in self._keeps and not failed and candidate.number > 0:
             keep = self._keeps[hunt.name](controller, trial, target, float(facts["score"]))
-        replayed = candidate.rung in hunt.ledger.rungs(candidate.number)
-        if not replayed and not failed and target < 1.0 and keep is not False:
-            files = self._packs.files(candidate.key, candidate.rung)
-        hunt.heard(candidate, facts, files, keep)
+        hunt.heard(candidate, facts, None if keep is False else files, keep)
+        return True
 
     def _hand_over(self, controller: Controller) -> None:
         """Free the lane of one trial that waits, if the lanes are all taken."""
-        if self._waiting and len(self._packs.under_way) + len(self._waiting) >= self._lanes:
+        if self._waiting and self._taken >= self._lanes:
             trial = self._waiting.pop(0)
             hunt, candidate = self._errands[trial.trial_id]
             if candidate.ended or hunt.over:
@@ -260,15 +318,16 @@ class Lanes:
         """Ask packs what new configurations would cost, and hear what they said."""
         for hunt in self._hunts:
             if hunt.name in self._costs:
-                orders, reference = self._costs[hunt.name]
+                orders, promise = self._costs[hunt.name]
                 try:
-                    costs = self._packs.costs(reference)
+                    costs = self._packs.costs(promise)
                 except PetlRayError as error:
                     hunt.fail(error)
                     continue
                 if costs is None:
                     continue
                 del self._costs[hunt.name]
-                hunt.weighed(orders, costs)
-            if orders := hunt.unweighed():
-                self._costs[hunt.name] = (orders, self._packs.weigh(orders))
+                if costs:
+                    hunt.weighed(orders, costs)
+            if (orders := hunt.unweighed()) and (promise := self._packs.weigh(orders)) is not None:
+                self._costs[hunt.name] = (orders, promise)

@@ -67,14 +67,11 @@ class Ledger:
 
     def reached(self, number: int, rung: int, facts: Mapping[str, Any], files: Files | None) -> None:
         """Make a trial's checkpoint durable (None: nothing continues here), then record the rung."""
-        home = self._directory / str(number)
-        shutil.rmtree(home, ignore_errors=True)
-        self._live.pop(str(number), None)
         if files is not None:
-            write_files(home, files)
-            self._live[str(number)] = {"rung": rung, "facts": dict(facts)}
-            self._step.save_progress(self._directory, {"trials": self._live})
+            self._save(str(number), {"rung": rung, "facts": dict(facts)}, files)
         self._record(f"{number}/{rung}", facts)
+        if files is None:
+            self.forget(number)
 
     def forget(self, number: int) -> None:
         """A trial has ended: its checkpoint is left out of the next progress."""
@@ -84,6 +81,24 @@ class Ledger:
     def close(self) -> None:
         """Remove the local copies."""
         shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _save(self, name: str, entry: dict[str, Any], files: Files) -> None:
+        """Save the progress with a trial's new checkpoint; the one before stands until that is durable."""
+        home, before = self._directory / name, self._live.get(name)
+        with tempfile.TemporaryDirectory(prefix="petl-ray-search-") as aside:
+            if before is not None:
+                shutil.move(home, aside)
+            try:
+                write_files(home, files)
+                self._live[name] = entry
+                self._step.save_progress(self._directory, {"trials": self._live})
+            except BaseException:
+                shutil.rmtree(home, ignore_errors=True)
+                self._live.pop(name, None)
+                if before is not None:
+                    shutil.move(Path(aside) / name, home)
+                    self._live[name] = before
+                raise
 
     def _record(self, key: str, value: Mapping[str, Any]) -> None:
         if key not in self._facts:

@@ -12,10 +12,9 @@ import logging
 import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import ray
 from ray import tune
@@ -25,16 +24,14 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 from ray.tune.search import Searcher
 
 from petl_ray.artifact import Dataset, Trial
-from petl_ray.errors import CapacityError, PermanentError, PetlRayError
+from petl_ray.errors import CapacityError, PetlRayError
 from petl_ray.tuning.hunt import Hunt
 from petl_ray.tuning.lanes import Lanes, Stopper
-from petl_ray.tuning.ledger import Files
-from petl_ray.tuning.pack import Order, Pack
+from petl_ray.tuning.pack import Order
+from petl_ray.tuning.packs.on_ray import NAMESPACE, RETRIES, Packs, refuse_what_cannot_be
 from petl_ray.tuning.spec import SearchSpec
 from petl_ray.verb import Question, Resources, StepContext, Verb
 
-_NAMESPACE = "petl-ray"
-_RETRIES = 3
 _TUNE = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -55,7 +52,7 @@ def search(spec: SearchSpec, dataset: Dataset, *, train: Verb, step: StepContext
     Raises PlanError where the question makes no sense, TrainingError where the default recipe diverges, CapacityError
     where the cluster is smaller than the placement, and whatever the step raises (ClaimLost, RunCancelled).
     """
-    outcome = search_all([Question(dataset.task, spec, (dataset,))], [step], train=train)[0]
+    ((_, outcome),) = search_all([Question(dataset.task, spec, (dataset,))], [step], train=train)
     if isinstance(outcome, PetlRayError):
         raise outcome
     return outcome
@@ -63,8 +60,8 @@ def search(spec: SearchSpec, dataset: Dataset, *, train: Verb, step: StepContext
 
 def search_all(
     questions: Sequence[Question], steps: Sequence[StepContext], *, train: Verb
-) -> list[Trial | PetlRayError]:
-    """One Trial or error for each question, all of them in one Tune run over the same packs."""
+) -> Iterator[tuple[int, Trial | PetlRayError]]:
+    """(index, Trial or error) of each question, all of them in one Tune run over the same packs."""
     outcomes: dict[int, PetlRayError] = {}
     hunts: dict[int, Hunt] = {}
     for index, (question, step) in enumerate(zip(questions, steps, strict=True)):
@@ -75,7 +72,8 @@ def search_all(
     if any(not hunt.over for hunt in hunts.values()):
         with _cluster():
             _run(list(hunts.values()), steps[0].resources, train)
-    return [outcomes[index] if index in outcomes else hunts[index].outcome() for index in range(len(questions))]
+    for index in range(len(questions)):
+        yield index, outcomes[index] if index in outcomes else hunts[index].outcome()
 
 
 @contextmanager
@@ -96,7 +94,7 @@ def _run(hunts: list[Hunt], resources: Resources, train: Verb) -> None:
         os.environ.setdefault(name, value)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told by the hunts
     try:
-        _refuse_what_cannot_be(resources)
+        refuse_what_cannot_be(resources)
     except CapacityError as error:
         for hunt in hunts:
             hunt.fail(error)
@@ -119,118 +117,13 @@ def _run(hunts: list[Hunt], resources: Resources, train: Verb) -> None:
                 storage_path=scratch,
                 verbose=0,
                 callbacks=[Silence()],
-                failure_config=tune.FailureConfig(max_failures=_RETRIES),
+                failure_config=tune.FailureConfig(max_failures=RETRIES),
             ),
         )
         tuner.fit()
     finally:
         packs.close()
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-class Packs:
-    """The pack actors, started when first needed, and what each of them holds."""
-
-    def __init__(self, hunts: list[Hunt], resources: Resources, door: str) -> None:
-        self._hunts = {hunt.name: hunt for hunt in hunts}
-        self._resources, self._door = resources, door
-        self._prefix = f"petl-ray-pack-{hunts[0].step.name[:12]}-{uuid.uuid4().hex[:8]}"
-        self._actors: dict[int, Any] = {}
-        self._rows: dict[str, Any] = {}
-        self._holds: dict[int, set[str]] = {}
-        self.count = max(1, resources.packs)
-        self.under_way: dict[str, int] = {}  # trial key -> index of the pack that trains it now
-        self.last: dict[str, int] = {}  # trial key -> index of the pack that trained it last
-
-    def choose(self, key: str) -> int:
-        """The pack with the fewest orders; of equals the one that trained the trial last."""
-        busy = list(self.under_way.values())
-        return min(range(self.count), key=lambda index: (busy.count(index), self.last.get(key) != index, index))
-
-    def prepare(self, order: Order, index: int) -> str:
-        """Bring what `order` needs to pack `index`; returns the actor's name."""
-        actor, held = self._actor(index), self._holds[index]
-        if order.search not in held:
-            if order.search not in self._rows:
-                self._rows[order.search] = ray.put(self._hunts[order.search].rows())
-            self._desk(actor.put_data, order.search, self._rows[order.search])
-            held.add(order.search)
-        checkpoint = self._hunts[order.search].ledger.checkpoint(order.number) if order.rung else None
-        if checkpoint is not None and self.last.get(order.key) != index:
-            self._desk(actor.put_checkpoint, order.key, *checkpoint)
-        self.last[order.key] = index
-        return self._name(index)
-
-    def files(self, key: str, rung: int) -> Files | None:
-        """The checkpoint of a trial at `rung`, from the pack that trained it; None if that pack is gone."""
-        try:
-            return cast("Files", self._desk(self._actor(self.last[key]).checkpoint, key, rung)) or None
-        except PetlRayError:
-            return None
-
-    def weigh(self, orders: list[Order]) -> Any:
-        """A promise of the costs of `orders`."""
-        return self._actor(0).weigh.remote(orders)
-
-    def costs(self, promise: Any) -> list[dict[str, Any]] | None:
-        """What was promised, or None while it is not there. Raises PermanentError where the session cannot say."""
-        if not ray.wait([promise], timeout=0)[0]:
-            return None
-        try:
-            return cast("list[dict[str, Any]]", ray.get(promise))
-        except (ray.exceptions.RayTaskError, ray.exceptions.RayActorError) as error:
-            raise PermanentError("search.limits", str(error).strip().splitlines()[-1], "no cost is known") from error
-
-    def lost(self, key: str) -> None:
-        """The pack of a trial may have been restarted: bring everything again."""
-        self.under_way.pop(key, None)
-        index = self.last.get(key)
-        if index is not None:
-            self._holds.get(index, set()).clear()
-            self.last = {other: pack for other, pack in self.last.items() if pack != index}
-
-    def close(self) -> None:
-        """End the actors."""
-        for actor in self._actors.values():
-            ray.kill(actor)
-        self._actors.clear()
-
-    def _name(self, index: int) -> str:
-        return f"{self._prefix}-{index}"
-
-    def _actor(self, index: int) -> Any:
-        if index not in self._actors:
-            cpus = max(1, self._resources.cpus)
-            actor = ray.remote(concurrency_groups={"desk": 1})(Pack).options(
-                name=self._name(index),
-                namespace=_NAMESPACE,
-                num_cpus=cpus,
-                num_gpus=self._resources.gpus,
-                max_restarts=_RETRIES,
-            )
-            self._actors[index] = actor.remote(self._door, self._resources.slots, cpus)
-            self._holds[index] = set()
-        return self._actors[index]
-
-    def _desk(self, method: Any, *arguments: Any) -> Any:
-        """Call a method beside the training thread, again where the actor is being restarted."""
-        for attempt in range(_RETRIES + 1):
-            try:
-                return ray.get(method.options(concurrency_group="desk").remote(*arguments))
-            except ray.exceptions.RayActorError as error:
-                if attempt == _RETRIES:
-                    found = str(error).strip().splitlines()[0]
-                    raise PermanentError("search", found, "its pack was lost more often than it may be") from error
-        raise AssertionError("unreachable")
-
-
-def _refuse_what_cannot_be(resources: Resources) -> None:
-    """Raise CapacityError where the packs would wait for ever."""
-    there, packs = ray.cluster_resources(), max(1, resources.packs)
-    for kind, asked in (("CPU", float(packs * max(1, resources.cpus))), ("GPU", packs * resources.gpus)):
-        if asked > there.get(kind, 0.0):
-            found = f"the packs ask for {asked:g} {kind}, the cluster has {there.get(kind, 0.0):g}"
-            raise CapacityError("placement of search", found, do="Lower cpus, gpus or packs of search")
 
 
 class ThinTrial(tune.Trainable):  # type: ignore[misc]  # ray has no types
@@ -240,18 +133,19 @@ class ThinTrial(tune.Trainable):  # type: ignore[misc]  # ray has no types
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        errand = json.loads(new_config["errand"])
-        self._order, self._targets, self._recorded = errand["order"], errand["targets"], errand["recorded"]
-        self._pack = errand["pack"]
+        self._errand = json.loads(new_config["errand"])
         return True
 
     def step(self) -> dict[str, Any]:
-        order = Order(**{**self._order, "target": self._targets[self._order["rung"]]})
-        facts = self._recorded.get(str(order.rung))
+        if self._errand is None:
+            return {"facts": "null"}
+        plain, targets = self._errand["order"], self._errand["targets"]
+        order = Order(**{**plain, "target": targets[plain["rung"]]})
+        facts = self._errand["recorded"].get(str(order.rung))
         if facts is None:
-            facts = ray.get(ray.get_actor(self._pack, _NAMESPACE).advance.remote(order))
-        self._order["rung"] += 1
-        return {"facts": json.dumps(facts), "rung": order.rung}
+            facts = ray.get(ray.get_actor(self._errand["pack"], NAMESPACE).advance.remote(order))
+        plain["rung"] += 1
+        return {"facts": json.dumps(facts)}
 
 
 class Silence(TrialProgressCallback):  # type: ignore[misc]  # ray has no types
@@ -291,7 +185,7 @@ class Judge(FIFOScheduler):  # type: ignore[misc]  # ray has no types
         super().__init__()
         self._stoppers = {hunt.name: _stopper(hunt) for hunt in hunts if hunt.asynchronous}
         keeps = {name: self._keeps(stopper) for name, stopper in self._stoppers.items()}
-        self.lanes = Lanes(hunts, packs, keeps, tries=_RETRIES + 1)
+        self.lanes = Lanes(hunts, packs, keeps, tries=RETRIES + 1)
 
     def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
         return self.lanes.choose(tune_controller)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
@@ -10,7 +9,7 @@ from pydantic import ValidationError
 
 from petl_ray.errors import PlanError
 from petl_ray.fingerprint import sha256_of
-from petl_ray.spec import Spec
+from petl_ray.spec import Spec, with_overrides
 from petl_ray.tuning.domains import Choice, Domain, listed
 from petl_ray.tuning.sampler import Overrides
 from petl_ray.tuning.spec import SearchSpec
@@ -39,18 +38,7 @@ class Recipe:
 
     def apply(self, overrides: Overrides) -> Spec:
         """The training spec with `overrides`. Raises pydantic.ValidationError where they do not fit together."""
-        plain = copy.deepcopy(self._plain)
-        for path in sorted(overrides, key=lambda path: path.split(".")[-1] != "kind"):
-            value = overrides[path]
-            *parents, name = path.split(".")
-            place = plain
-            for parent in parents:
-                inner = place.get(parent)
-                place[parent] = place = inner if isinstance(inner, dict) else {}
-            if name == "kind" and place.get("kind") != value:
-                place.clear()  # another kind has other fields: it begins at its own defaults
-            place[name] = value
-        return type(self.default).model_validate(plain)
+        return with_overrides(self.default, overrides)
 
     def present(self, space: dict[str, Domain]) -> Overrides:
         """What the recipe itself has at every path of `space`, for the sampler to learn from trial 0."""

@@ -32,3 +32,7 @@ def test_every_command_explains_itself(asked: Ask) -> None:
         said = asked(*word.split(), "--help")
         assert said.code == 0
         assert "Usage: " in said.out
+
+
+def test_a_searched_path_on_the_command_line_is_explained(asked: Ask) -> None:
+    assert "search.space.method.rank=[2,4]" in "".join(asked("run", "--help").out.split())

@@ -24,6 +24,16 @@ def test_schedules_are_added_listed_told_and_removed(work: Path, asked: Ask) -> 
     assert asked("schedule", "rm", "night").code == 7
 
 
+def test_adding_and_removing_are_told_as_json(work: Path, asked: Ask) -> None:
+    added = asked("schedule", "add", "night", "plan.yaml", "--cron", "30 2 * * *", "--task", "mood", "--json").json
+    (listed,) = asked("schedule", "ls", "--json").json
+    assert {key: listed[key] for key in added if key != "next"} == {key: added[key] for key in added if key != "next"}
+    assert added["options"]["task"] == ["mood"]
+    assert asked("schedule", "next", "--json").json["night"][0] == added["next"]
+    assert asked("schedule", "rm", "night", "--json").json == {"name": "night", "removed": True}
+    assert asked("schedule", "ls", "--json").json == []
+
+
 def test_a_plan_or_a_cron_line_that_cannot_be_read_is_refused_at_once(work: Path, asked: Ask) -> None:
     absent = asked("schedule", "add", "night", "absent.yaml", "--cron", "30 2 * * *")
     assert (absent.code, "absent.yaml" in absent.err) == (2, True)

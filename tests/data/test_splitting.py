@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from petl_ray.data.rows import Row, _key
-from petl_ray.data.spec import Split
+from petl_ray.data.spec import DataSource, Split
 from petl_ray.data.splitting import split_off, time_boundaries
 from tests.data.conftest import Kitchen, tickets
 
@@ -53,7 +53,7 @@ def test_a_group_stands_whole_on_one_side_and_stays_there(groups: list[int]) -> 
 @given(times=st.lists(st.integers(0, 40), min_size=1, max_size=80))
 def test_newest_rows_are_tested_and_moments_stay_together(times: list[int]) -> None:
     rows = [row(f"text {number}", float(at)) for number, at in enumerate(times)]
-    split = split_off(rows, Split(by="time", column="at"), BOTH)
+    split = split_off(rows, Split(by="time", column="at", validation_from="20", test_from="30"), BOTH)
     spans = [{one.place for one in split[side]} for side in ("train", "validation", "test")]
     known = [span for span in spans if span]
     assert all(max(older) < min(newer) for older, newer in pairwise(known))  # type: ignore[type-var]
@@ -74,16 +74,36 @@ def test_shares_are_met_on_many_rows() -> None:
     assert len(split["validation"]) / 20_000 == pytest.approx(0.1, abs=0.01)
 
 
-def test_time_shares_are_met_exactly_where_moments_differ() -> None:
-    rows = [row(f"text {number}", float(number)) for number in range(100)]
-    split = split_off(rows, Split(by="time", column="at", validation=0.1, test=0.2), BOTH)
-    assert {side: len(listed) for side, listed in split.items()} == {"train": 70, "validation": 10, "test": 20}
+@pytest.mark.parametrize(
+    ("split", "missing"),
+    [
+        ({}, "validation"),
+        ({"validation": 0.1, "test": 0.2}, "validation"),
+        ({"validation_from": "2024-01-01"}, "test"),
+        ({"validation": 0, "test": 0.2}, "test"),
+    ],
+)
+def test_a_share_by_time_is_refused_because_it_would_train_on_old_test_rows(
+    split: dict[str, object], missing: str
+) -> None:
+    with pytest.raises(ValidationError) as refused:
+        DataSource.model_validate({"task": "t", "train": "t.csv", "split": {"by": "time", "column": "at", **split}})
+    assert refused.value.errors()[0]["msg"] == (
+        f"Value error, split: by: time needs {missing}_from, the instant from which rows belong to {missing} (or "
+        f"{missing}: 0). A share would move it as data grows, and old test rows into training"
+    )
 
 
-def test_a_share_is_of_all_rows_also_beside_a_fixed_boundary() -> None:
-    rows = [row(f"text {number}", float(number)) for number in range(100)]
-    split = Split(by="time", column="at", validation=0.1, test_from="98")
-    assert time_boundaries(rows, split, BOTH) == {"test": 98.0, "validation": 88.0}
+def test_by_time_a_side_that_is_not_wanted_or_has_its_own_file_needs_no_instant() -> None:
+    split = {"by": "time", "column": "at", "test_from": "2024-01-01"}
+    DataSource.model_validate({"task": "t", "train": "t.csv", "split": {**split, "validation": 0}})
+    DataSource.model_validate({"task": "t", "train": "t.csv", "validation": "v.csv", "split": split})
+
+
+def test_a_side_without_a_boundary_has_no_rows() -> None:
+    split = Split(by="time", column="at", validation=0, test_from="98")
+    assert time_boundaries(split, BOTH) == {"test": 98.0, "validation": float("inf")}
+    assert time_boundaries(split, {"validation"}) == {"test": float("inf"), "validation": float("inf")}
 
 
 def test_another_share_for_one_side_moves_no_row_of_the_other() -> None:
@@ -113,6 +133,7 @@ def test_spelling_and_spaces_do_not_move_a_row() -> None:
         {"column": "user"},
         {"test_from": "2024-01-01"},
         {"by": "time", "column": "at", "test_from": "yesterday"},
+        {"by": "time", "column": "at", "validation_from": "2024-02-01", "test_from": "2024-01-01"},
         {"test": 1.0},
         {"test": -0.1},
     ],
@@ -128,8 +149,12 @@ def test_rows_are_split_by_the_times_people_write(kitchen: Kitchen, make_jsonl: 
     split = {"by": "time", "column": "at", "validation_from": "2024-10-01", "test_from": "2024-12-01"}
     dataset = kitchen.prepare(path, split=split)
     assert dataset.rows == {"train": 90, "validation": 20, "test": 10}
-    shared = kitchen.prepare(path, split={"by": "time", "column": "at", "validation": 0.1, "test": 0.1})
-    assert set(kitchen.card(shared)["boundaries_s"]) == {"validation_from", "test_from"}
+    assert kitchen.card(dataset)["boundaries_s"] == {"validation_from": 1727740800.0, "test_from": 1733011200.0}
+    before = kitchen.sides(dataset)
+    later = [{**one, "at": "2025-01-05"} for one in tickets(200, 120)]
+    grown = kitchen.sides(kitchen.prepare(make_jsonl([*rows, *later]), split=split))
+    assert before.items() <= grown.items()
+    assert sum(side == "test" for side in grown.values()) == 210
 
 
 @pytest.mark.parametrize(
@@ -140,8 +165,9 @@ def test_a_row_without_a_time_is_named(
     kitchen: Kitchen, make_jsonl: Callable[..., Path], value: str | None, message: str
 ) -> None:
     rows = [{**one, "at": number} for number, one in enumerate(tickets(30))]
+    split = {"by": "time", "column": "at", "validation_from": "10", "test_from": "20"}
     with pytest.raises(Exception, match=message):
-        kitchen.prepare(make_jsonl([*rows, {**tickets(1, 30)[0], "at": value}]), split={"by": "time", "column": "at"})
+        kitchen.prepare(make_jsonl([*rows, {**tickets(1, 30)[0], "at": value}]), split=split)
 
 
 def test_a_split_column_that_is_not_there_is_refused(kitchen: Kitchen, make_jsonl: Callable[..., Path]) -> None:

@@ -48,7 +48,7 @@ def test_a_touched_or_moved_directory_keeps_its_digest_and_an_edited_one_does_no
 
 
 def test_auto_precision_is_decided_in_the_lock(copy: Path) -> None:
-    assert resolve(BaseSpec(source=str(copy)), device="cpu").precision in ("fp32", "bf16")
+    assert resolve(BaseSpec(source=str(copy))).precision in ("fp32", "bf16")
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import ray
 
 from petl_ray.errors import CapacityError, DataError, PermanentError, RunCancelled
 from petl_ray.orchestration import Home, Placement, runs
@@ -66,6 +67,16 @@ def test_what_can_never_start_is_refused_before_it_starts(start: Starts, home: H
     with pytest.raises(CapacityError, match="64"), start(placement=greedy) as run:
         run.make(count, CountSpec(number=1))
     assert runs.show(home, run.id)["steps"] == []
+
+
+def test_what_no_single_machine_can_hold_is_refused_before_it_starts(
+    start: Starts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = [{"NodeID": name, "Alive": True, "Resources": {"CPU": 2.0}} for name in "abcd"]
+    monkeypatch.setattr(ray, "nodes", lambda: small)
+    wide = ON_RAY.model_copy(update={"verbs": {"count": VerbResources(cpus=8)}})
+    with pytest.raises(CapacityError, match="the largest machine has 2"), start(placement=wide) as run:
+        run.make(count, CountSpec(number=1))
 
 
 def test_a_step_that_drives_ray_reserves_no_core(start: Starts, tally: str) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import errno
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from petl_ray.errors import CapacityError, DataError, PermanentError, PlanError, TemporaryError
 from petl_ray.orchestration import Placement, load_placement, progress
 from petl_ray.orchestration.failures import as_ours, from_json, to_json
 from petl_ray.orchestration.placement import VerbResources, check_capacity
 from petl_ray.orchestration.retry import patiently, pause_s
+from petl_ray.orchestration.verbs import VERBS
 from petl_ray.orchestration.why import why_miss
 from petl_ray.store import open_store
-from petl_ray.verb import Resources
+from petl_ray.verb import Resources, Verb
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 
@@ -28,9 +31,18 @@ def test_the_placements_of_the_project_load(name: str) -> None:
 
 def test_auto_is_filled_from_the_cores_there_are() -> None:
     placement = Placement(verbs={"search": VerbResources(cpus=2, packs="auto"), "train": VerbResources(cpus="auto")})
-    assert placement.resources("search", cores=9).packs == 4
-    assert placement.resources("search", cores=1).packs == 1
-    assert placement.resources("train", cores=9).cpus == 9
+    assert placement.resources("search", [{"CPU": 9.0}]).packs == 4
+    assert placement.resources("search", [{"CPU": 1.0}]).packs == 1
+    assert placement.resources("train", [{"CPU": 9.0}]).cpus == 9
+
+
+def test_auto_lets_no_process_span_two_machines() -> None:
+    asked = {"search": VerbResources(cpus=3, packs="auto"), "train": VerbResources(cpus="auto")}
+    four = [{"CPU": 5.0}, {"CPU": 5.0}, {"CPU": 2.0}, {"GPU": 1.0}]
+    assert Placement(verbs=asked).resources("search", four).packs == 2
+    assert Placement(verbs=asked).resources("train", four).cpus == 5
+    assert Placement(verbs=asked, cpus=4).resources("search", four).packs == 1
+    assert Placement(verbs=asked, cpus=4).resources("train", four).cpus == 4
 
 
 def test_a_wrong_placement_is_named_by_its_key(tmp_path: Path) -> None:
@@ -42,13 +54,49 @@ def test_a_wrong_placement_is_named_by_its_key(tmp_path: Path) -> None:
         load_placement(tmp_path / "other.yaml")
 
 
+def test_what_is_given_to_a_verb_that_nobody_knows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match=r"verbs\.serch: no such verb; there are .*\. Did you mean search\?"):
+        Placement(verbs={"serch": VerbResources()})
+    path = tmp_path / "odd.yaml"
+    path.write_text("verbs:\n  serch: {cpus: 2}\n")
+    with pytest.raises(PlanError, match=r"odd\.yaml: verbs\.serch: no such verb; .*\. Did you mean search\?"):
+        load_placement(path)
+    path.write_text("verbs:\n  bake: {cpus: 2}\n")
+    with pytest.raises(PlanError, match=r"verbs\.bake: no such verb; there are prepare, search, .* or use default\.$"):
+        load_placement(path)
+
+
+def test_every_verb_that_a_room_shows_at_its_door_may_be_placed() -> None:
+    rooms = ("data", "tuning", "training", "evaluation", "registry", "serving")
+    doors = [import_module(f"petl_ray.{room}") for room in rooms]
+    shown = {one.name for door in doors for one in vars(door).values() if isinstance(one, Verb)}
+    assert {verb.name for verb in VERBS} == shown
+    Placement(verbs={name: VerbResources() for name in shown})
+
+
 def test_what_must_run_at_the_same_time_counts_together() -> None:
     pack = Resources(cpus=1, packs=4)
-    check_capacity("train", pack, False, 2, 0)
+    two = [{"CPU": 2.0}]
+    check_capacity("train", pack, False, two)
     with pytest.raises(CapacityError, match="asks for 4"):
-        check_capacity("search", pack, True, 2, 0)
+        check_capacity("search", pack, True, two)
     with pytest.raises(CapacityError, match="gpus"):
-        check_capacity("train", Resources(gpus=1), False, 2, 0)
+        check_capacity("train", Resources(gpus=1), False, two)
+
+
+def test_one_process_must_fit_on_one_machine() -> None:
+    cluster = [{"CPU": 5.0, "GPU": 2.0}, {"CPU": 5.0}]
+    check_capacity("train", Resources(cpus=5, workers=2), False, cluster)
+    check_capacity("train", Resources(gpus=0.5, workers=4), False, cluster)
+    for asked, told in (
+        (Resources(cpus=8), r"cpus: asks for 8 in one process; the largest machine has 5"),
+        (Resources(gpus=3), r"gpus: asks for 3 in one process; the largest machine has 2"),
+        (Resources(cpus=3, workers=3), r"asks for 3 processes of 3 cpus and 0 gpus at once; 2 fit on the 2 machines"),
+        (Resources(cpus=3, gpus=1, workers=2), r"asks for 2 processes of 3 cpus and 1 gpus at once; 1 fit"),
+        (Resources(gpus=0.6, workers=3), r"asks for 3 processes of 1 cpus and 0.6 gpus at once; 2 fit"),
+    ):
+        with pytest.raises(CapacityError, match=told):
+            check_capacity("train", asked, False, cluster)
 
 
 def test_a_reason_names_versions_inputs_and_fields() -> None:

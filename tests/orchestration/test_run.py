@@ -112,7 +112,8 @@ def test_an_effect_happens_once_in_a_run_and_again_in_the_next(either_home: Home
     with starter(either_home)() as run:
         first = run.do(greet, spec)
         assert run.do(greet, spec) == first
-        assert first.about["run"] == run.id
+        assert (first.about["run"], first.about["plan"]) == (run.id, runs.show(either_home, run.id)["plan_digest"])
+        assert {"train", "register"} <= {part.split()[0] for part in first.about["verbs"].split(", ")}
     with starter(either_home)(locked={"plan": 2}) as other:
         other.do(greet, spec)
     assert lines(tally) == ["greet-1", "greet-1"]
@@ -178,7 +179,7 @@ def test_a_record_whose_files_are_gone_does_not_count(start: Starts, home: Home,
     store.delete(f"objects/{sha256[:2]}/{sha256}")
     with start(locked={"plan": 2}) as again:
         assert again.make(count, spec).digest == first.digest
-    assert store.has(sha256)
+    assert store.has(sha256, first.files[0].size_bytes)
     assert len(lines(tally)) == 2
     assert runs.show(home, again.id)["steps"][0]["why"] == "its outcome is gone from the store"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,17 +72,17 @@ def count_function(spec: CountSpec, *inputs: Artifact, step: StepContext) -> Dat
     return _answer(spec, inputs, step)
 
 
-def count_all(questions: Sequence[Question], steps: Sequence[StepContext]) -> list[Artifact | PetlRayError]:
-    answers: list[Artifact | PetlRayError] = []
-    for question, step in zip(questions, steps, strict=True):
+def count_all(
+    questions: Sequence[Question], steps: Sequence[StepContext]
+) -> Iterator[tuple[int, Artifact | PetlRayError]]:
+    for index, (question, step) in enumerate(zip(questions, steps, strict=True)):
         spec = question.spec
         assert isinstance(spec, CountSpec)
         tally(spec, f"pack-of-{len(questions)}")
         try:
-            answers.append(count_function(spec, *question.inputs, step=step))
+            yield index, count_function(spec, *question.inputs, step=step)
         except PetlRayError as error:
-            answers.append(error)
-    return answers
+            yield index, error
 
 
 def climb_function(spec: CountSpec, *inputs: Artifact, step: StepContext) -> Dataset:
@@ -130,6 +130,13 @@ def chatter_function(spec: CountSpec, *inputs: Artifact, step: StepContext) -> D
     return _answer(spec, inputs, step)
 
 
+def copy_function(spec: CountSpec, *inputs: Artifact, step: StepContext) -> Dataset:
+    """Reads the file of what it is handed."""
+    tally(spec, f"copy-{spec.number}")
+    (step.out / "copy.jsonl").write_bytes((step.fetch(inputs[0]) / "train.jsonl").read_bytes())
+    return Dataset(task="copy", task_type="classification", rows={"n": spec.number}, files=step.keep("copy.jsonl"))
+
+
 def _verb(name: str, **more: Any) -> Verb:
     return Verb(name=name, version=1, function=f"{__name__}:{name}_function", **more)
 
@@ -139,6 +146,7 @@ climb = _verb("climb")
 greet = _verb("greet")
 crash = _verb("crash")
 chatter = _verb("chatter")
+copy = _verb("copy")
 
 
 def nest_function(spec: CountSpec, *inputs: Artifact, step: StepContext) -> Dataset:

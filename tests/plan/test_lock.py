@@ -118,6 +118,14 @@ def test_a_task_asks_for_the_tuned_the_default_and_the_head_alone(document: dict
     assert head_only["method"] == {"kind": "head"}
 
 
+def test_a_search_that_found_another_kind_of_method_is_trained_with_it(document: dict[str, Any]) -> None:
+    overrides = {"method.kind": "bottleneck", "method.size": 8}
+    trial = Trial(overrides=overrides, number=1, metric="accuracy", mode="max", score=0.9, default_score=0.8, trials=3)
+    dataset: Any = object()
+    tuned = locked(document).trainings({"mail": dataset}, {"mail": trial})[0].spec
+    assert tuned.model_dump()["method"] == {"kind": "bottleneck", "size": 8, "activation": "gelu"}
+
+
 def test_a_verb_that_means_something_new_makes_another_plan(document: dict[str, Any]) -> None:
     plan = locked(document)
     assert plan.verbs["train"] >= 1

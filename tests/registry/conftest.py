@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from petl_ray.artifact import Adapter, Interval, Release, Report
+from petl_ray.artifact import Adapter, Interval, Release, Report, Trial
 from petl_ray.spec import Pinned
 from petl_ray.store import Database, open_database
 from tests.plainstep import PlainStep
@@ -18,6 +18,9 @@ from tests.plainstep import PlainStep
 
 def sha(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+ASKED_BY = {"run": "run-1", "plan": sha("plan"), "verbs": "prepare 1, train 2"}
 
 
 @pytest.fixture(scope="session")
@@ -78,8 +81,8 @@ def world(step: PlainStep, home: Path, tracking: str, database_url: str) -> Call
     """Steps of one run by name, with the services an effect needs."""
 
     def step_named(name: str) -> PlainStep:
-        services = {"tracking": tracking, "home": str(home), "database": database_url, "run": "run-1"}
-        return PlainStep(step.root, name=sha(name), services=services)
+        places = {"tracking": tracking, "home": str(home), "database": database_url}
+        return PlainStep(step.root, name=sha(name), services={**places, **ASKED_BY})
 
     return step_named
 
@@ -129,6 +132,19 @@ def make_report(
         rivals=rivals,
         differences=differences,
         rival_digests=digests,
+    )
+
+
+def make_trial() -> Trial:
+    """The winner of a search."""
+    return Trial(
+        overrides={"method.rank": 16, "learning_rate": 0.003},
+        number=4,
+        metric="accuracy",
+        mode="max",
+        score=0.92,
+        default_score=0.9,
+        trials=8,
     )
 
 

@@ -61,13 +61,26 @@ def test_a_comparison_with_an_older_champion_does_not_count(adapter: Adapter, st
     report = make_report(adapter, champion=older, over_champion=0.5)
     decision = decide(GATE, report, sha("somebody else"))
     assert decision.status == "refused"
-    assert "evaluate again" in decision.reasons[1]
+    assert decision.reasons[1] == (
+        f"The champion of emails is {sha('somebody else')[:12]}, but the report compares with {older.digest[:12]}: it rose "
+        "after this plan was locked. Run the plan again, and the candidate is measured beside it."
+    )
 
 
 def test_a_champion_that_was_not_compared_with_refuses(adapter: Adapter) -> None:
     decision = decide(GATE, make_report(adapter), sha("champion"))
     assert decision.status == "refused"
     assert "compares with no champion" in decision.reasons[1]
+
+
+def test_a_champion_that_cannot_be_measured_any_more_is_left_to_a_person(adapter: Adapter) -> None:
+    decision = decide(GATE, make_report(adapter), sha("champion"), "its base 0123 is gone")
+    assert decision.status == "refused"
+    assert decision.reasons[1] == (
+        f"The champion of emails, {sha('champion')[:12]}, cannot be measured on these rows: its base 0123 is gone. What was "
+        "not measured is not passed. Mend that and run the plan again, or let a person decide: "
+        "`petl-ray adapters promote emails` with this version and a reason."
+    )
 
 
 def test_what_was_not_measured_is_not_passed(adapter: Adapter) -> None:

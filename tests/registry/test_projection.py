@@ -7,14 +7,14 @@ from collections.abc import Callable
 import pytest
 
 from petl_ray.artifact import Adapter, Release
-from petl_ray.errors import ConflictError, NotFoundError, PlanError
+from petl_ray.errors import ConflictError, NotFoundError, PermanentError, PlanError
 from petl_ray.registry import GateSpec, RegistrySpec, adapters, current, promote, register
 from petl_ray.registry.projection import project
 from petl_ray.registry.promotions import champion, history
 from petl_ray.registry.tracking import ADAPTER_TAG, Tracking
 from petl_ray.store import Database
 from tests.plainstep import PlainStep
-from tests.registry.conftest import make_adapter, make_report
+from tests.registry.conftest import ASKED_BY, make_adapter, make_report
 
 World = Callable[[str], PlainStep]
 MODEL = "petl-ray.emails"
@@ -139,6 +139,22 @@ def test_a_removed_alias_is_put_back_without_a_proposal(world: World, database: 
     assert [row.action for row in history(database, "emails")] == ["promote"]
 
 
+def test_a_version_that_is_gone_does_not_keep_other_tasks_from_their_repair(
+    world: World, database: Database, tracking: str
+) -> None:
+    from mlflow import MlflowClient
+
+    for task in ("calls", "emails"):
+        adapter = make_adapter(world(f"train {task}"), task)
+        release = register(RegistrySpec(), adapter, make_report(adapter), step=world(f"register {task}"))
+        promote(GateSpec(), release, make_report(adapter), step=world(f"promote {task}"))
+        Tracking(tracking).unpoint(f"petl-ray.{task}", "champion")
+    MlflowClient(tracking).delete_model_version("petl-ray.calls", "1")
+    with pytest.raises(PermanentError):
+        project(database, tracking)
+    assert Tracking(tracking).alias(MODEL, "champion") == 1
+
+
 def test_people_list_promote_and_roll_back(world: World, database_url: str, tracking: str) -> None:
     first, second, third = (registered(world, seed) for seed in (1, 2, 3))
     judged(world, first, "promote 1")
@@ -165,7 +181,10 @@ def test_people_list_promote_and_roll_back(world: World, database_url: str, trac
     assert [line["action"] for line in story] == ["rollback", "rollback", "promote", "refuse", "promote", "promote"]
     assert adapters.history(database_url, "emails", limit=1) == story[:1]
     assert [line["action"] for line in adapters.why(database_url, "emails", 3)] == ["promote", "refuse"]
-    assert adapters.why(database_url, "emails")[0]["reasons"] == ["More complaints."]
+    (told, *_) = adapters.why(database_url, "emails")
+    assert told["reasons"] == ["More complaints."]
+    assert list(told["lineage"].items()) == list(first.about["lineage"].items())
+    assert ASKED_BY.items() <= told["lineage"].items()
 
 
 def test_a_version_that_was_never_judged_can_be_promoted_from_its_manifest(
@@ -178,6 +197,7 @@ def test_a_version_that_was_never_judged_can_be_promoted_from_its_manifest(
     assert served is not None
     assert served.digest == second.adapter.digest
     assert served.files == second.adapter.files
+    assert adapters.why(database_url, "emails")[0]["lineage"] == second.about["lineage"]
 
 
 def test_what_is_not_ours_is_not_promoted(world: World, database_url: str, tracking: str) -> None:

@@ -113,6 +113,23 @@ def test_a_champion_promoted_again_is_recorded_and_nothing_moves(database: Datab
     assert len(history(database)) == 2
 
 
+def test_a_champion_promoted_again_with_its_base_elsewhere_is_named_as_it_is_now(
+    database: Database, step: PlainStep
+) -> None:
+    first = make_release(step, 1)
+    base = first.adapter.base.model_copy(update={"uri": "/moved/since"})
+    moved = first.model_copy(update={"adapter": first.adapter.model_copy(update={"base": base})})
+    promote(database, first, "a")
+    again = promote(database, moved, "b")
+    assert not again.moved
+    standing = champion(database, "emails")
+    assert standing is not None
+    assert (standing.version, standing.adapter_digest) == (1, first.adapter.digest)
+    assert standing.release.adapter.base.uri == "/moved/since"
+    with pytest.raises(NotFoundError, match="it was the first"):
+        earlier_champion(database, "emails")
+
+
 def test_tasks_do_not_see_each_other(database: Database, step: PlainStep) -> None:
     promote(database, make_release(step, 1, "emails"), "a")
     promote(database, make_release(step, 4, "reviews"), "b")

@@ -16,10 +16,11 @@ from petl_ray.artifact import Adapter, Release
 from petl_ray.errors import AdapterError, ConflictError
 from petl_ray.fingerprint import sha256_file
 from petl_ray.registry import RegistrySpec, register
+from petl_ray.registry.lineage import lineage_in
 from petl_ray.registry.package import read_adapter, verified_adapter
 from petl_ray.registry.tracking import ADAPTER_TAG, Tracking
 from tests.plainstep import PlainStep
-from tests.registry.conftest import fresh_postgres, make_adapter, make_report
+from tests.registry.conftest import ASKED_BY, fresh_postgres, make_adapter, make_report, make_trial
 
 World = Callable[[str], PlainStep]
 SPEC = RegistrySpec(data_license="CC-BY-4.0")
@@ -49,7 +50,7 @@ def test_an_adapter_becomes_a_version_with_its_files_and_facts(world: World, tra
     ]  # fmt: skip
     assert verified_adapter(package) == adapter.model_copy(update={"about": {}})
     manifest = json.loads((package / "manifest.json").read_text())
-    assert manifest["lineage"] == {"run": "run-1"}
+    assert manifest["lineage"] == release.about["lineage"]
     assert manifest["adapter_digest"] == adapter.digest
     assert version.source.endswith(sha256_file(package / "manifest.json"))
 
@@ -78,7 +79,49 @@ def test_tasks_have_models_of_their_own(world: World) -> None:
 
 def test_the_package_of_equal_questions_is_equal_bytes(world: World) -> None:
     adapter = make_adapter(world("train"))
-    assert registered(world, "a", adapter).digest == registered(world, "b", adapter).digest
+    assert registered(world, "a", adapter).traces == registered(world, "b", adapter).traces
+
+
+def test_a_version_says_which_run_of_which_plan_made_it_from_what(world: World, tracking: str) -> None:
+    adapter = make_adapter(world("train"))
+    report, trial = make_report(adapter), make_trial()
+    step = world("register")
+    release = register(SPEC, adapter, report, trial, step=step)
+    lineage = release.about["lineage"]
+    code = lineage.pop("code")
+    assert lineage == {
+        "run": "run-1",
+        "plan": ASKED_BY["plan"],
+        "dataset": report.dataset_digest,
+        "base": adapter.base.digest,
+        "report": report.digest,
+        "trial": trial.digest,
+        "trial_number": "4",
+        "overrides": '{"learning_rate":0.003,"method.rank":16}',
+        "verbs": "prepare 1, train 2",
+    }
+    assert {"petl-ray", "torch", "transformers", "ray"} <= {part.split()[0] for part in code.split(", ")}
+    version = Tracking(tracking).version("petl-ray.emails", 1)
+    assert version is not None
+    assert lineage_in(version.tags) == {**lineage, "code": code}
+    card = (step.fetch(release) / "release/README.md").read_text()
+    assert all(value in card for value in (*lineage.values(), code))
+    assert "trial" not in registered(world, "register other", make_adapter(world("train"), seed=1)).about["lineage"]
+
+
+def test_another_run_that_registers_the_same_adapter_tells_its_own_lineage_and_has_the_same_release(
+    world: World, tracking: str
+) -> None:
+    adapter = make_adapter(world("train"))
+    first = registered(world, "register", adapter)
+    later = world("register again")
+    later.services = {**later.services, "run": "run-2", "plan": "e" * 64}
+    second = register(SPEC, adapter, make_report(adapter), make_trial(), step=later)
+    assert second.digest == first.digest
+    assert (second.about["lineage"]["run"], second.about["lineage"]["plan"]) == ("run-2", "e" * 64)
+    version = Tracking(tracking).version("petl-ray.emails", 1)
+    assert version is not None
+    assert lineage_in(version.tags) == first.about["lineage"]
 
 
 def test_threads_that_register_one_adapter_at_once_get_one_version(world: World, tracking: str) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ import pytest
 from sqlalchemy import insert, update
 
 from petl_ray import scheduling
-from petl_ray.errors import DataError, TemporaryError
+from petl_ray.errors import ConflictError, DataError, TemporaryError
 from petl_ray.orchestration import Placement, Run, start_run
+from petl_ray.orchestration.claims import is_free
 from petl_ray.orchestration.home import Home, opened
 from petl_ray.orchestration.owner import Owner
 from petl_ray.scheduling import Firing, Schedule
@@ -23,17 +26,26 @@ from petl_ray.scheduling.scheduler import Scheduler
 from petl_ray.store.tables import claims, schedules
 
 # A stand-in for `petl-ray run` at the process boundary: it leaves a mark, waits as told, and exits as told.
-CHILD = "import sys, time, pathlib; pathlib.Path(sys.argv[1]).open('a').write('ran\\n'); time.sleep({wait}); sys.exit({code})"
+CHILD = """
+import sys, time, pathlib
+pathlib.Path(sys.argv[1]).open("a").write(f"{{(sys.argv[2:] or ['ran'])[0]}}\\n")
+time.sleep({wait})
+sys.exit({code})
+"""
 
 
 class Ready:
-    """A home with one schedule whose last tick is due; the next one is a year away, however slow the machine."""
+    """A home with one schedule whose last tick is due; the next one is a year away, however slow the machine.
+
+    `warnings` is what its schedulers warned of.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.home = Home.at(folder / "home")
         self.home.path.mkdir()
         self.database = opened(self.home).database
         self.marks = folder / "marks"
+        self.warnings: list[str] = []
         plan = folder / "plan.yaml"
         plan.write_text("version: 1")
         due = datetime.now(UTC) - timedelta(minutes=1)
@@ -43,9 +55,10 @@ class Ready:
 
     def scheduler(self, wait: float = 0, code: int = 0) -> tuple[Scheduler, list[Firing]]:
         heard: list[Firing] = []
-        made = Scheduler(self.home, heard.append)
+        made = Scheduler(self.home, heard.append, self.warnings.append)
         command = [sys.executable, "-c", CHILD.format(wait=wait, code=code), str(self.marks)]
         made.command = lambda schedule, run_id: command  # type: ignore[method-assign]
+        made.resumption = lambda run_id: [*command, "resumed"]  # type: ignore[method-assign]
         return made, heard
 
     @property
@@ -169,8 +182,82 @@ def test_a_run_that_was_left_behind_is_taken_up(ready: Ready) -> None:
         raise TemporaryError("world", "away")
     scheduler, _ = ready.scheduler(code=75)
     (firing,) = until_over(scheduler, ready)
-    assert ready.runs == 1
+    assert ready.marks.read_text() == "resumed\n"
     assert f"runs resume {run_id}" in str(firing.note), "one attempt a scheduler; the run stays resumable"
+
+
+def test_a_run_that_was_left_behind_is_resumed_from_its_own_lock_and_not_begun_again(ready: Ready) -> None:
+    made = Scheduler(ready.home, lambda firing: None, ready.warnings.append)
+    (schedule,) = scheduling.schedules(ready.database)
+    options = {"set": ["owner=a b"], "task": ["mood"], "cluster": ["none"]}
+    home = ["--home", str(ready.home.path)]
+    words = made.command(replace(schedule, options=options), "often-1")[3:]
+    assert words[:4] == ["run", schedule.plan_path, "--run-id", "often-1"]
+    assert words[4:] == ["--set", "owner=a b", "--task", "mood", "--cluster", "none", *home]
+    assert made.resumption("often-1")[3:] == ["runs", "resume", "often-1", *home]
+
+
+def another(ready: Ready, name: str, **changes: Any) -> None:
+    """A second schedule that is due as the first is, with some columns of its row changed."""
+    (first, *_) = scheduling.schedules(ready.database)
+    scheduling.add(ready.database, name, Path(first.plan_path), first.cron)
+    values = {"created_at": first.created_at, **changes}
+    with ready.database.begin() as conn:
+        conn.execute(update(schedules).where(schedules.c.name == name).values(values))
+
+
+def test_a_firing_whose_directory_is_gone_has_failed_and_the_others_go_on(ready: Ready, tmp_path: Path) -> None:
+    gone = str(tmp_path / "gone")
+    another(ready, "early", options={"directory": gone})
+    scheduler, heard = ready.scheduler()
+    scheduler.look()
+    (firing,) = scheduling.firings(ready.database, "early")
+    assert firing.state == "FAILED"
+    assert "could not be started" in str(firing.note) and gone in str(firing.note)
+    assert [told.state for told in heard if told.schedule == "early"] == ["RUNNING", "FAILED"]
+    assert is_free(ready.database, f"tick:{firing.run_id}")
+    until_over(scheduler, ready)
+    assert scheduling.firings(ready.database, "often")[0].state == "SUCCEEDED"
+
+
+def test_a_firing_that_no_scheduler_could_start_does_not_end_the_next_one(ready: Ready, tmp_path: Path) -> None:
+    leave_a_firing(ready)
+    with ready.database.begin() as conn:
+        conn.execute(update(schedules).values(options={"directory": str(tmp_path / "gone")}))
+    scheduler, _ = ready.scheduler()
+    (firing,) = until_over(scheduler, ready)
+    assert (firing.state, ready.runs) == ("FAILED", 0)
+
+
+def test_a_schedule_that_cannot_be_read_is_told_once_and_the_others_go_on(ready: Ready) -> None:
+    another(ready, "early", timezone="Nowhere/Else")
+    scheduler, _ = ready.scheduler()
+    for _ in range(3):
+        scheduler.look()
+    (told,) = ready.warnings
+    assert told.startswith("schedule early: ") and "Nowhere/Else" in told
+    assert until_over(scheduler, ready)[0].state == "SUCCEEDED"
+
+
+def test_aliases_that_cannot_be_kept_do_not_end_the_scheduler(ready: Ready, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(database_url: str, tracking_url: str) -> None:
+        raise ConflictError("mood version 1", "MLflow has lost it")
+
+    monkeypatch.setattr("petl_ray.scheduling.scheduler.reconcile", refuse)
+    monkeypatch.setattr("petl_ray.scheduling.scheduler.RECONCILE_EVERY_S", -1.0)
+    scheduler, _ = ready.scheduler()
+    stop = threading.Event()
+    going = threading.Thread(target=scheduler.run, args=(stop, 0.05))
+    going.start()
+    try:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and not any(one.ended_at for one in scheduling.firings(ready.database)):
+            time.sleep(0.05)
+    finally:
+        stop.set()
+        going.join(20)
+    assert scheduling.firings(ready.database)[0].state == "SUCCEEDED"
+    assert ready.warnings == ["MLflow's aliases: mood version 1: MLflow has lost it."]
 
 
 def scheduling_table() -> Any:

@@ -12,7 +12,7 @@ import pytest
 from petl_ray import scheduling
 from petl_ray.errors import ConflictError, NotFoundError, PlanError
 from petl_ray.scheduling import Schedule
-from petl_ray.store import Database, open_database
+from petl_ray.store import Database, open_database, tables
 
 
 @pytest.fixture
@@ -33,6 +33,10 @@ def at(text: str, zone: str = "UTC") -> float:
 
 def schedule(cron: str, zone: str = "UTC") -> Schedule:
     return Schedule("nightly", cron, zone, "plan.yaml", {}, at("2026-01-01T00:00"))
+
+
+def test_a_row_holds_what_a_schedule_is_and_nothing_else() -> None:
+    assert list(tables.schedules.c.keys()) == list(Schedule.__dataclass_fields__)
 
 
 def test_a_schedule_is_listed_until_it_is_removed(database: Database, plan: Path) -> None:

@@ -64,6 +64,45 @@ def test_a_file_outside_the_working_directory_cannot_travel(folder: Path, tmp_pa
         travelling(Path("plan.yaml"), folder, (setting,), (), None)
 
 
+@pytest.mark.parametrize("source", ["../base", "data/../../base", "../work/base", "../nowhere"])
+def test_a_base_that_is_named_by_a_way_out_of_the_working_directory_cannot_travel(
+    folder: Path, tiny_bert: Path, source: str
+) -> None:
+    shutil.copytree(tiny_bert, folder.parent / "base")
+    with pytest.raises(PlanError, match=f"base.source: {source}: lies outside {folder}.* Copy it below"):
+        travelling(Path("plan.yaml"), folder, (f"base.source={source}",), (), None)
+
+
+def test_the_shipped_completion_plan_is_refused_before_a_cluster_is_asked(
+    monkeypatch: pytest.MonkeyPatch, stories_llama: Path
+) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    with pytest.raises(PlanError, match=r"base.source: ../shared/models/stories260K: lies outside"):
+        submit(Cluster.at("http://127.0.0.1:9"), Path("configs/completion.yaml"))
+
+
+def test_a_way_through_a_folder_and_back_leads_to_the_same_file_there(folder: Path, tmp_path: Path) -> None:
+    (folder / "empty").mkdir()
+    setting = "tasks.mood.data.train=empty/../data/mood.jsonl"
+    files = travelling(Path("plan.yaml"), folder, (setting,), (), None)
+    there = pack(files, folder, tmp_path / "there")
+    assert (there / "empty/../data/mood.jsonl").read_bytes() == (folder / "data/mood.jsonl").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["there", "work"]
+
+
+def test_an_absolute_path_is_told_to_be_written_as_it_will_be_found_there(folder: Path) -> None:
+    setting = f"tasks.mood.data.train={folder}/data/mood.jsonl"
+    with pytest.raises(PlanError, match=r"tasks.mood.data.train: .* is absolute.* Write data/mood.jsonl"):
+        travelling(Path("plan.yaml"), folder, (setting,), (), None)
+
+
+def test_what_a_path_with_wildcards_finds_travels(folder: Path) -> None:
+    files = travelling(Path("plan.yaml"), folder, ("tasks.mood.data.train=data/m[o]*.jsonl",), (), None)
+    assert Path("data/mood.jsonl") in files
+    with pytest.raises(PlanError, match=r"data/x.*no such file"):
+        travelling(Path("plan.yaml"), folder, ("tasks.mood.data.train=data/x*",), (), None)
+
+
 @pytest.mark.parametrize("address", ["localhost:8265", "ray://head:10001", "http://"])
 def test_an_address_that_is_no_url_is_refused(address: str) -> None:
     with pytest.raises(PlanError, match="--address"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -27,6 +28,7 @@ class Bench:
         self.slots: dict[int, str] = {}
         self.refuse: set[str] = set()
         self.company: dict[str, set[str]] = {}
+        self.proof_s = 0.0
 
     def read(self, named: Named, directory: Path) -> Any:
         return named.task
@@ -42,6 +44,7 @@ class Bench:
     def prove_beside(self, slot: int, prepared: Any, company: Mapping[int, Any]) -> None:
         assert all(self.slots[other] == task for other, task in company.items())
         self.company[prepared] = set(company.values())
+        time.sleep(self.proof_s)
 
     def kind(self, prepared: Any) -> Any:
         return prepared[0]
@@ -206,6 +209,29 @@ def test_a_newcomer_is_proven_beside_one_neighbour_of_every_kind(world: World) -
         assert len(shop.bench.company["bottleneck-1"]) == 2
 
     play(world, 8, scene)
+
+
+def test_of_adapters_that_come_together_each_is_proven_beside_those_before_it(world: World) -> None:
+    async def scene(shop: Shop) -> None:
+        tasks = ["lora-1", "head-1", "bottleneck-1"]
+        shop.bench.proof_s = 0.05
+        shop.shelf.pin(map(shop.named, tasks))
+        await _soon(lambda: shop.states() == dict.fromkeys(tasks, "READY"))
+        met = shop.bench.company
+        assert sorted(len(met[task]) for task in tasks) == [0, 1, 2]
+        assert all(one in met[other] or other in met[one] for one, other in itertools.combinations(tasks, 2))
+
+    play(world, 8, scene)
+
+
+def test_a_newcomer_is_proven_beside_one_that_is_leaving_and_still_answers(world: World) -> None:
+    async def scene(shop: Shop) -> None:
+        async with shop.shelf.hold(shop.named("a")) as held:
+            held.move(State.DRAINING)
+            await shop.ready("b")
+            assert shop.bench.company["b"] == {"a"}
+
+    play(world, 2, scene)
 
 
 def test_a_slow_store_delays_nobody_who_is_ready(world: World) -> None:

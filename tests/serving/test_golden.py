@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,6 +34,28 @@ def test_an_adapter_gives_its_golden_answers_alone_and_beside_every_kind(world: 
         check_alone(1, goldens[0], bank.answer, "fp32")
     with pytest.raises(AdapterError, match="neighbour in slot 2"):
         check_beside(0, goldens[0], {2: goldens[3]}, bank.answer, "fp32")
+    bank.detach()
+
+
+def test_rows_of_the_plain_base_stand_in_the_batch_of_the_mixed_proof(world: World) -> None:
+    bank = ServingBank(world.base, slots=2)
+    directory = world.fetch(world.adapter("a", seed=1))
+    bank.install(0, read_adapter(directory, world.base))
+    golden = read_golden(directory)
+    asked: list[list[int | None]] = []
+
+    def answer(slots: Sequence[int | None], *batch: Any) -> list[torch.Tensor]:
+        asked.append(list(slots))
+        return list(bank.answer(slots, *batch))
+
+    check_beside(0, golden, {}, answer, "fp32")
+    assert asked == [[0, 0, 0, None, None]]
+
+    def leaking(slots: Sequence[int | None], *batch: Any) -> list[torch.Tensor]:
+        return list(bank.answer([None if None in slots else slot for slot in slots], *batch))
+
+    with pytest.raises(AdapterError, match="beside its neighbours"):
+        check_beside(0, golden, {}, leaking, "fp32")
     bank.detach()
 
 

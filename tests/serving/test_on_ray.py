@@ -203,7 +203,7 @@ def test_another_address_on_the_same_cluster_is_a_conflict(site: Site) -> None:
 
 
 def test_more_cores_or_names_than_there_are_is_refused_before_anything_starts(site: Site) -> None:
-    with pytest.raises(CapacityError, match="the cluster has 2"):
+    with pytest.raises(CapacityError, match="room for 2"):
         deploy(site.spec.model_copy(update={"replicas": 3}), *site.releases, step=site.step)
     with pytest.raises(CapacityError, match="Set it to 2 or more"):
         deploy(site.spec.model_copy(update={"max_adapters": 1}), *site.releases, step=site.step)

@@ -44,6 +44,21 @@ def test_mixed_requests_get_what_each_adapter_answers_alone(world: World) -> Non
     play(world, scene)
 
 
+def test_an_adapter_whose_base_was_read_from_elsewhere_is_answered_by_the_same_replica(world: World) -> None:
+    adapter = world.adapter("urgency", seed=1)
+    elsewhere = adapter.model_copy(update={"base": adapter.base.model_copy(update={"uri": "/moved/since"})})
+    assert elsewhere.digest == adapter.digest
+    world.promote(elsewhere, 1)
+
+    async def scene(site: Site) -> None:
+        assert (await site.settled())["adapters"] == {"urgency": adapter.digest}
+        for model in ("urgency", f"urgency@{adapter.digest}"):
+            reply = await site.classify(model)
+            assert reply.status_code == 200, reply.text
+
+    play(world, scene)
+
+
 def test_every_answer_says_what_answered_it(world: World) -> None:
     adapter = world.adapter("urgency", seed=1)
     world.promote(adapter, 3)

@@ -34,6 +34,14 @@ def test_a_lost_reply_does_not_hide_that_another_won(s3_url: str, lossy: LossyPr
     assert store.create("record", b"mine") == b"theirs"
 
 
+@pytest.mark.parametrize("dropped", [1, 1000])
+def test_a_replacement_whose_reply_is_lost_was_ours(s3_url: str, lossy: LossyProxy, dropped: int) -> None:
+    store = open_store(s3_url)
+    store.create("record", b"torn")
+    lossy.drop_replies = dropped
+    assert store.replace("record", b"torn", b"mine") == b"mine"
+
+
 def test_objects_survive_lost_replies(s3_url: str, lossy: LossyProxy, tmp_path: Path) -> None:
     store = open_store(s3_url)
     lossy.drop_replies = 2
@@ -59,7 +67,7 @@ def test_a_body_that_breaks_off_is_a_temporary_error(s3_url: str, lossy: LossyPr
 def test_what_the_server_says_is_understood(s3_url: str, lossy: LossyProxy, status: int, kind: type[Exception]) -> None:
     store = open_store(s3_url)
     lossy.fail_with = status
-    for act in (lambda: store.write("a", b""), lambda: store.create("a", b""), lambda: store.has("0" * 64)):
+    for act in (lambda: store.write("a", b""), lambda: store.create("a", b""), lambda: store.has("0" * 64, 1)):
         with pytest.raises(kind):
             act()
 

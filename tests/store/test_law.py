@@ -20,7 +20,7 @@ DATA = b"adapter weights " * 200_000  # more than a chunk
 
 def test_a_store_is_opened_again_by_its_url(store: Store) -> None:
     sha256 = store.put_bytes(DATA)
-    assert open_store(store.url).has(sha256)
+    assert open_store(store.url).has(sha256, len(DATA))
     assert open_store(store.url).url == store.url
 
 
@@ -53,7 +53,7 @@ def test_nothing_is_an_object_too(store: Store, tmp_path: Path) -> None:
 
 
 def test_an_object_that_nobody_kept_is_not_found(store: Store, tmp_path: Path) -> None:
-    assert not store.has("0" * 64)
+    assert not store.has("0" * 64, 0)
     with pytest.raises(NotFoundError, match="not in the store"):
         store.get("0" * 64, tmp_path / "copy")
     assert list(tmp_path.glob("*copy*")) == []
@@ -73,6 +73,45 @@ def test_a_torn_object_is_healed_by_keeping_it_again(store: Store, tmp_path: Pat
     store.write(f"objects/{sha256[:2]}/{sha256}", DATA[:10])
     assert store.put_bytes(DATA) == sha256
     store.get(sha256, tmp_path / "copy")
+
+
+@pytest.mark.parametrize("damage", [DATA[:-1], b""])
+def test_a_truncated_object_is_not_there(store: Store, damage: bytes) -> None:
+    sha256 = store.put_bytes(DATA)
+    assert store.has(sha256, len(DATA))
+    store.write(f"objects/{sha256[:2]}/{sha256}", damage)
+    assert not store.has(sha256, len(DATA))
+
+
+def test_a_changed_object_is_discarded_and_kept_anew_and_a_good_one_stays(store: Store, tmp_path: Path) -> None:
+    sha256 = store.put_bytes(DATA)
+    store.discard(sha256)
+    assert store.has(sha256, len(DATA))
+    store.write(f"objects/{sha256[:2]}/{sha256}", b"X" + DATA[1:])
+    with pytest.raises(CorruptionError) as torn:
+        store.get(sha256, tmp_path / "copy")
+    assert torn.value.extra == {"sha256": sha256}
+    store.discard(sha256)
+    assert not store.has(sha256, len(DATA))
+    assert store.put_bytes(DATA) == sha256
+    store.get(sha256, tmp_path / "copy")
+    store.discard("0" * 64)
+
+
+def test_a_record_is_replaced_only_where_exactly_the_old_bytes_stand(store: Store) -> None:
+    assert store.replace("record", b"old", b"new") is None
+    store.create("record", b"old")
+    assert store.replace("record", b"other", b"new") == b"old"
+    assert store.replace("record", b"old", b"new") == b"new"
+    assert store.replace("record", b"old", b"late") == b"new"
+    assert store.read("record") == b"new"
+
+
+def test_of_many_that_replace_a_record_exactly_one_does(store: Store) -> None:
+    store.create("record", b"old")
+    with ThreadPoolExecutor(8) as pool:
+        told = list(pool.map(lambda number: store.replace("record", b"old", b"%d" % number), range(24)))
+    assert set(told) == {store.read("record")}
 
 
 def test_the_first_creator_wins_and_the_second_is_told(store: Store) -> None:
@@ -153,7 +192,8 @@ def test_deleting_is_done_twice_without_harm(store: Store) -> None:
     "key", ["../x", "/x", "a//b", "", ".hidden", "a/..", "a/.tmp", "a\0b", "a/" + "x" * 300, "a\nb"]
 )
 def test_a_key_with_tricks_is_refused(store: Store, key: str) -> None:
-    for act in (store.read, store.delete, lambda it: store.write(it, b""), lambda it: store.create(it, b"")):
+    acts = (lambda it: store.write(it, b""), lambda it: store.create(it, b""), lambda it: store.replace(it, b"", b""))
+    for act in (store.read, store.delete, *acts):
         with pytest.raises(PermanentError, match="store key"):
             act(key)
 

@@ -85,13 +85,13 @@ def test_a_process_short_of_memory_trains_on(tiny_bert: Path, tmp_path: Path) ->
         from petl_ray.training.session import open_session
         from tests.plainstep import PlainStep
         from tests.training.questions import dataset, locked, recipe
-        spec = recipe(locked(Path(sys.argv[1])), batch_size=1024, epochs=1, max_length=16)
+        spec = recipe(locked(Path(sys.argv[1])), batch_size=4096, epochs=1, max_length=16)
         step = PlainStep(Path(sys.argv[2]))
         session = open_session(spec, 1, 1)
-        session.admit("a", spec, step.fetch(dataset(step, rows=1100)))
+        session.admit("a", spec, step.fetch(dataset(step, rows=4200)))
         status = Path("/proc/self/status").read_text()
         now = int(status.split("VmSize:")[1].split()[0]) * 1024
-        resource.setrlimit(resource.RLIMIT_AS, (now + (60 << 20), resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_AS, (now + (150 << 20), resource.RLIM_INFINITY))
         print(session.advance({"a": 1.0})["a"]["loss"], session.budget.halvings)
     """
     command = [sys.executable, "-c", textwrap.dedent(script), str(tiny_bert), str(tmp_path)]

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from petl_ray.artifact import Adapter, Dataset
 from petl_ray.errors import CapacityError, RunCancelled
 from petl_ray.models import LockedBase
-from petl_ray.training import TrainSpec, train
+from petl_ray.training import TrainSpec, session, train
+from petl_ray.training.train import FILES
 from petl_ray.verb import Resources
 from tests.plainstep import PlainStep
 from tests.training.questions import dataset, locked, recipe
@@ -66,6 +67,20 @@ def test_two_workers_take_the_steps_of_one(base: LockedBase, root: Path, moods: 
     assert "train.validated" in [event for event, _ in two.events]
 
 
+def test_the_process_that_holds_the_step_loads_no_base(
+    base: LockedBase, root: Path, moods: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reserves nothing: the workers, which do, finish what they trained."""
+
+    def load_base(*_: Any) -> None:
+        raise AssertionError("a base was loaded where nothing is reserved")
+
+    monkeypatch.setattr(session, "load_base", load_base)
+    step = _step(root, "5" * 64, 2)
+    adapter = train(_spec(base), moods, step=step)
+    assert {path.name for path in step.fetch(adapter).iterdir()} == {*FILES, "history.jsonl"}
+
+
 @pytest.mark.long
 def test_a_cancelled_training_stops_its_workers_and_continues_later(
     base: LockedBase, root: Path, moods: Dataset
@@ -83,5 +98,5 @@ def test_a_cancelled_training_stops_its_workers_and_continues_later(
 def test_more_workers_than_the_cluster_holds_are_refused_before_anything_starts(
     base: LockedBase, root: Path, moods: Dataset
 ) -> None:
-    with pytest.raises(CapacityError, match="64 workers: they need 64 CPU"):
+    with pytest.raises(CapacityError, match="64 workers: they need 1 CPU"):
         train(_spec(base), moods, step=_step(root, "4" * 64, 64))

@@ -88,6 +88,19 @@ def test_every_method_learns_its_rows(minilm: str, root: Path, method: str, rate
     assert sum(losses[-6:]) < 0.75 * sum(losses[:6])
 
 
+def test_fp16_goes_the_way_of_fp32(tiny_bert: Path, root: Path) -> None:
+    """Its smallest numbers are larger than many gradients; they are carried through the base on a scaled loss."""
+    curves: dict[str, list[list[float]]] = {}
+    for precision in ("fp32", "fp16"):
+        step = _step(root, precision)
+        spec = recipe(locked(tiny_bert, precision), epochs=6, learning_rate=0.01)
+        adapter = train(spec, dataset(step, rows=48), step=step)
+        points = [json.loads(line) for line in (step.fetch(adapter) / "history.jsonl").read_text().splitlines()]
+        curves[precision] = [[point["train_loss"], point["gradient_norm"]] for point in points if "train_loss" in point]
+    for half, full in zip(curves["fp16"], curves["fp32"], strict=True):
+        assert half == pytest.approx(full, rel=0.05)
+
+
 def test_equal_questions_give_equal_digests_and_other_seeds_others(
     base: LockedBase, root: Path, moods: Dataset
 ) -> None:
@@ -195,7 +208,7 @@ def test_one_failing_question_leaves_its_neighbours_their_own_bits(
         ),
         Question("d", recipe(base, method={"kind": "head"}), (moods,)),
     ]
-    answers = train.answer_all(questions, steps)
+    answers = dict(train.answer_all(questions, steps))
     assert isinstance(answers[1], DataError)
     alone = train(recipe(base), moods, step=_step(root, "alone"))
     assert isinstance(answers[0], Adapter) and answers[0].digest == alone.digest
@@ -210,9 +223,8 @@ def test_a_base_that_is_gone_fails_its_own_questions_only(
     gone = base.model_copy(update={"pinned": base.pinned.model_copy(update={"uri": str(tmp_path / "nowhere")})})
     gone = gone.model_copy(update={"pinned": gone.pinned.model_copy(update={"digest": "f" * 64})})
     steps = [_step(root, "gone-0"), _step(root, "gone-1")]
-    answers = train.answer_all(
-        [Question("gone", recipe(gone), (moods,)), Question("there", recipe(base), (moods,))], steps
-    )
+    questions = [Question("gone", recipe(gone), (moods,)), Question("there", recipe(base), (moods,))]
+    answers = dict(train.answer_all(questions, steps))
     assert isinstance(answers[0], PetlRayError) and "nowhere" in str(answers[0])
     assert isinstance(answers[1], Adapter)
 

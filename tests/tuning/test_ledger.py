@@ -1,7 +1,10 @@
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from petl_ray.errors import TemporaryError
 from petl_ray.tuning.ledger import Ledger
 from tests.plainstep import PlainStep
 
@@ -50,3 +53,42 @@ def test_trial_1_is_not_trial_11(step: PlainStep) -> None:
     ledger = Ledger(step)
     ledger.reached(11, 0, {"score": 0.1}, None)
     assert ledger.rungs(1) == {} and set(ledger.rungs(11)) == {0}
+
+
+def test_a_checkpoint_that_cannot_be_saved_leaves_the_one_before(tmp_path: Path) -> None:
+    class Full(PlainStep):
+        full = False
+
+        def save_progress(self, directory: Path, note: Mapping[str, Any]) -> None:
+            if self.full:
+                raise TemporaryError("the store", "is full")
+            super().save_progress(directory, note)
+
+    step = Full(tmp_path)
+    ledger = Ledger(step)
+    ledger.reached(1, 0, {"score": 0.1}, FILES)
+    step.full = True
+    for number in (1, 2):
+        with pytest.raises(TemporaryError):
+            ledger.reached(number, 1, {"score": 0.2}, {"other": b"2"})
+    for one in (ledger, Ledger(step)):
+        assert one.checkpoint(1) == (0, FILES) and one.checkpoint(2) is None
+        assert one.rungs(1) == {0: {"score": 0.1}} and one.rungs(2) == {}
+
+
+def test_the_last_checkpoint_stands_until_the_end_of_the_trial_is_recorded(tmp_path: Path) -> None:
+    class Away(PlainStep):
+        away = False
+
+        def record(self, key: str, value: Mapping[str, Any]) -> None:
+            if self.away:
+                raise TemporaryError("the journal", "is away")
+            super().record(key, value)
+
+    step = Away(tmp_path)
+    ledger = Ledger(step)
+    ledger.reached(1, 0, {"score": 0.1}, FILES)
+    step.away = True
+    with pytest.raises(TemporaryError):
+        ledger.reached(1, 1, {"score": 0.2}, None)
+    assert ledger.checkpoint(1) == (0, FILES)

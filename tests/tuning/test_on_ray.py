@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,10 @@ from ray.air.execution._internal import RayActorManager
 from petl_ray.artifact import Dataset, Trial
 from petl_ray.errors import CapacityError, ClaimLost, PermanentError, PlanError, RunCancelled
 from petl_ray.tuning import SearchSpec, search
-from petl_ray.tuning.on_ray import search_all
+from petl_ray.tuning.on_ray import Judge, search_all
+from petl_ray.tuning.pack import Order, Pack
+from petl_ray.tuning.packs import on_ray
+from petl_ray.tuning.packs.on_ray import Packs
 from petl_ray.verb import Question, Resources
 from tests.plainstep import PlainStep
 from tests.tuning.fake_training import train
@@ -36,6 +39,26 @@ def table(step: PlainStep, trial: Trial) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (step.fetch(trial) / "trials.jsonl").read_text().splitlines()]
 
 
+def rungs(step: PlainStep) -> list[dict[str, Any]]:
+    return [facts for event, facts in step.events if event == "search.rung"]
+
+
+def packs(step: PlainStep) -> list[int]:
+    """How many packs were up, as it changed."""
+    return [facts["up"] for event, facts in step.events if event == "search.packs"]
+
+
+@contextmanager
+def others_hold(cores: int) -> Iterator[Callable[[], None]]:
+    """As a replica that serves: cores of the cluster are held until the block ends, or what it yields is called."""
+    holder = ray.remote(dict).options(num_cpus=cores).remote()
+    ray.get(holder.__ray_ready__.remote())
+    try:
+        yield lambda: ray.kill(holder)
+    finally:
+        ray.kill(holder)
+
+
 def test_several_searches_share_one_run_and_end_as_each_would_alone(tmp_path: Path) -> None:
     steps = [PlainStep(tmp_path / name) for name in "abc"]
     specs = [
@@ -46,7 +69,7 @@ def test_several_searches_share_one_run_and_end_as_each_would_alone(tmp_path: Pa
     questions = [
         Question(name, spec, (rows(step, name),)) for name, spec, step in zip("abc", specs, steps, strict=True)
     ]
-    found = search_all(questions, steps, train=train)
+    found = list(dict(search_all(questions, steps, train=train)).values())
     assert [trial.trials for trial in found if isinstance(trial, Trial)] == [8, 8, 3]
     for step, trial in zip(steps, found, strict=True):
         assert isinstance(trial, Trial)
@@ -54,8 +77,8 @@ def test_several_searches_share_one_run_and_end_as_each_would_alone(tmp_path: Pa
         assert lines[0]["overrides"] == {} and lines[0]["scores"]["1.0"] == trial.default_score
         finals = [line["scores"]["1.0"] for line in lines if line["state"] == "finished"]
         assert trial.score == (min if trial.mode == "min" else max)(finals)
-        assert {event for event, _ in step.events} == {"search.rung"}
-        assert trial.about["trained_rungs"] == sum(len(line["scores"]) for line in lines) == len(step.events)
+        assert {event for event, _ in step.events} == {"search.packs", "search.rung"}
+        assert trial.about["trained_rungs"] == sum(len(line["scores"]) for line in lines) == len(rungs(step))
     alone = PlainStep(tmp_path / "alone")
     assert run(alone, specs[0], rows(alone, "a")).digest == found[0].digest
     assert all("seconds" not in json.dumps(table(step, trial)) for step, trial in zip(steps, found, strict=True))
@@ -115,12 +138,19 @@ def test_a_killed_search_trains_no_recorded_rung_again(
     survivor = PlainStep(tmp_path / "killed")
     before = {key for key in survivor.recorded() if "/" in key}
     resumed = run(survivor, spec)
-    trained = {f"{facts['trial']}/{facts['rung']}" for _, facts in survivor.events if not facts["replayed"]}
+    trained = {f"{facts['trial']}/{facts['rung']}" for facts in rungs(survivor) if not facts["replayed"]}
     assert len(before) >= 9 and not before & trained
     assert resumed.about["replayed_rungs"] >= len(before)
     if decisions == "rung":
         assert resumed.digest == undisturbed.digest
         assert resumed.about["replayed_rungs"] + resumed.about["trained_rungs"] == undisturbed.about["trained_rungs"]
+
+
+@pytest.fixture
+def own_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left below it was left by this test."""
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
 
 
 def left_behind() -> set[str]:
@@ -134,6 +164,7 @@ def left_behind() -> set[str]:
     }
 
 
+@pytest.mark.usefixtures("own_scratch")
 def test_a_search_that_is_all_recorded_trains_nothing_and_starts_no_pack(step: PlainStep) -> None:
     spec, dataset = ask(limits={"trained_share": 0.5}), rows(step)
     before = left_behind()
@@ -192,7 +223,7 @@ def test_each_question_fails_alone(tmp_path: Path) -> None:
     missing = others[3].root / "objects" / questions[3].inputs[0].file("train.jsonl").sha256
     missing.write_text("other bytes")
     questions += [Question("good", ask(), (rows(good),)), Question("lost", ask(), (rows(lost),))]
-    found = search_all(questions, [*others, good, lost], train=train)
+    found = list(dict(search_all(questions, [*others, good, lost], train=train)).values())
     kinds = [type(one).__name__ for one in found]
     assert kinds == ["PlanError", "TrainingError", "PermanentError", "CorruptionError", "Trial", "ClaimLost"]
     assert "ZeroDivisionError" in str(found[2]) and "4 times" in str(found[2])
@@ -204,32 +235,133 @@ def test_each_question_fails_alone(tmp_path: Path) -> None:
 def test_a_cancelled_search_stops_with_trials_under_way(step: PlainStep) -> None:
     class Cancelled(PlainStep):
         def check(self) -> None:
-            if self.events:
+            if rungs(self):
                 raise RunCancelled(self.name)
 
     cancelled = Cancelled(step.root)
     with pytest.raises(RunCancelled):
         run(cancelled, ask(MiniSpec(pause_s=8.0)))
-    assert len(cancelled.events) <= 3
+    assert len(rungs(cancelled)) <= 3
 
 
-@pytest.mark.long
-def test_a_pack_that_is_killed_comes_back_and_the_outcome_is_the_same(tmp_path: Path) -> None:
-    class Kills(PlainStep):
-        killed = False
+def test_a_search_goes_on_with_the_packs_that_have_room(tmp_path: Path) -> None:
+    two = Resources(packs=2)
+    held, whole = PlainStep(tmp_path / "held", resources=two), PlainStep(tmp_path / "whole", resources=two)
+    with others_hold(1):
+        found = run(held, ask(trials=4))
+    assert packs(held) == [1] and held.events[0] == ("search.packs", {"up": 1, "asked": 2})
+    assert run(whole, ask(trials=4)).digest == found.digest
 
-        def report(self, event: str, **facts: Any) -> None:
+
+def test_a_pack_that_comes_up_later_joins(tmp_path: Path) -> None:
+    class Frees(PlainStep):
+        def report(self, event: str, /, **facts: Any) -> None:
             super().report(event, **facts)
-            if len(self.events) == 6 and not Kills.killed:
-                Kills.killed = True
-                name = next(
-                    one["name"] for one in ray.util.list_named_actors(all_namespaces=True) if "pack" in one["name"]
-                )
-                ray.kill(ray.get_actor(name, "petl-ray"), no_restart=False)
-                time.sleep(0.2)
+            if len(rungs(self)) == 1:
+                free()
 
-    kills, whole = Kills(tmp_path / "kills"), PlainStep(tmp_path / "whole")
-    assert run(kills, ask()).digest == run(whole, ask()).digest and Kills.killed
+    step = Frees(tmp_path, resources=Resources(packs=2))
+    with others_hold(1) as free:
+        run(step, ask(MiniSpec(pause_s=1.0), trials=4))
+    assert packs(step) == [1, 2]
+
+
+@pytest.mark.usefixtures("own_scratch")
+def test_a_search_that_waits_for_its_first_pack_says_so_and_can_be_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Impatient(PlainStep):
+        def check(self) -> None:
+            if packs(self):
+                raise RunCancelled(self.name)
+
+    monkeypatch.setattr(on_ray, "_START_S", 0.5)
+    step, before = Impatient(tmp_path), left_behind()
+    with others_hold(2), pytest.raises(RunCancelled):
+        run(step, ask(limits={"trained_share": 0.5}))
+    assert step.events == [("search.packs", {"up": 0, "asked": 1})]
+    assert left_behind() <= before
+
+
+class Continues(PlainStep):
+    """A step that sees to it that what continues a rung is durable when the rung is recorded."""
+
+    def record(self, key: str, value: Mapping[str, Any]) -> None:
+        number, _, rung = key.partition("/")
+        if rung in ("0", "1", "2"):
+            saved = self.load_progress()
+            assert saved is not None and saved.note["trials"][number]["rung"] == int(rung)
+            assert any((saved.directory / number).rglob("*.json"))
+        super().record(key, value)
+
+
+@pytest.mark.parametrize(
+    "moment",
+    ["checkpoint", "weigh", *(pytest.param(name, marks=pytest.mark.long) for name in ("put_data", "put_checkpoint"))],
+)
+def test_a_pack_that_is_lost_is_replaced_and_the_outcome_is_the_same(
+    tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the pack is asked when it is found dead."""
+    desk, weigh, left = Packs._desk, Packs.weigh, 1
+
+    def kill(room: Packs, index: int | None) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0 and index is not None:
+            ray.kill(room._packs[index].actor)
+
+    def desk_of_the_dead(room: Packs, index: int | None, method: str, *arguments: Any) -> Any:
+        if method == moment:
+            kill(room, index)
+        return desk(room, index, method, *arguments)
+
+    def weigh_and_die(room: Packs, orders: list[Order]) -> Any:
+        promise = weigh(room, orders)
+        if moment == "weigh" and promise is not None:
+            kill(room, promise[0])
+        return promise
+
+    monkeypatch.setattr(Packs, "_desk", desk_of_the_dead)
+    monkeypatch.setattr(Packs, "weigh", weigh_and_die)
+    spec = ask(limits={"trained_share": 0.5} if moment == "weigh" else {}, trials=4)
+    lost, whole = Continues(tmp_path / "lost", resources=Resources(packs=2)), PlainStep(tmp_path / "whole")
+    found = run(lost, spec)
+    assert left <= 0
+    assert found.digest == run(whole, spec).digest
+    heard = [(facts["trial"], facts["rung"]) for facts in rungs(lost)]
+    assert len(heard) == len(set(heard))
+
+
+def test_packs_that_are_lost_again_and_again_end_the_search(step: PlainStep, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pack, "__init__", dies_at_birth)
+    with pytest.raises(PermanentError, match="its packs were lost more often than they may be"):
+        run(step, ask())
+
+
+def dies_at_birth(pack: Pack, *_: Any) -> None:
+    raise OSError("no space left on device")
+
+
+def test_a_waiting_trial_whose_process_dies_is_heard_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed, result = [], Judge.on_trial_result
+
+    def kill_what_waits(judge: Judge, controller: Any, trial: Any, facts: dict[str, Any]) -> str:
+        said = result(judge, controller, trial, facts)
+        if said == "NOOP" and len(killed) < 2:
+            killed.append(trial.trial_id)
+            ray.kill(trial.temporary_state.ray_actor)
+        return said
+
+    dies, whole = PlainStep(tmp_path / "dies"), PlainStep(tmp_path / "whole")
+    monkeypatch.setattr(Judge, "on_trial_result", kill_what_waits)
+    spec = ask(MiniSpec(pause_s=0.2), trials=4)
+    found = run(dies, spec)
+    monkeypatch.undo()
+    assert len(killed) == 2
+    heard = [(facts["trial"], facts["rung"]) for facts in rungs(dies)]
+    assert len(heard) == len(set(heard))
+    assert found.digest == run(whole, spec).digest
 
 
 def test_what_the_cluster_cannot_hold_is_refused_before_it_starts(tmp_path: Path) -> None:
@@ -237,3 +369,10 @@ def test_what_the_cluster_cannot_hold_is_refused_before_it_starts(tmp_path: Path
     with pytest.raises(CapacityError, match="64 CPU"):
         run(step, ask())
     assert not step.events
+
+
+def test_a_pack_that_no_single_machine_can_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = [{"NodeID": name, "Alive": True, "Resources": {"CPU": 2.0}} for name in "abcd"]
+    monkeypatch.setattr(ray, "nodes", lambda: small)
+    with pytest.raises(CapacityError, match="the 4 machines of the cluster hold 0"):
+        run(PlainStep(tmp_path, resources=Resources(cpus=8)), ask())

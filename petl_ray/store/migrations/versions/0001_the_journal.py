@@ -109,7 +109,6 @@ def upgrade() -> None:
         sa.Column("plan_path", sa.Text(), nullable=False),
         sa.Column("options", sa.JSON(), nullable=False),
         sa.Column("created_at", sa.Float(), nullable=False),
-        sa.Column("last_tick", sa.Float(), nullable=True),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_schedules")),
     )
     op.create_table(

@@ -1,0 +1,104 @@
+"""A frozen linear map with the LoRA of every span in one autograd function.
+
+Autograd's own way costs what a LoRA saves: per span it cuts the batch, makes a scaled product and a sum of the output's
+size, and joins again, forwards and backwards. Here the base computes all rows at once; each span then adds its low-rank
+product in place, and its gradients go straight into the parameters' own fp32 gradients. Every product of a span has
+the shape it has when the span is alone, so company changes nothing about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from petl_ray.bank.slot import LivePart
+from petl_ray.models.products import linear
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Rows `start`…`stop` of the flattened batch belong to `live`; `mask` [rows, in] is its dropout, None for none."""
+
+    live: LivePart
+    start: int
+    stop: int
+    mask: Tensor | None
+
+    @property
+    def down(self) -> nn.Parameter:
+        """A [rank, in]."""
+        return self.live.values["lora_A.weight"]
+
+    @property
+    def up(self) -> nn.Parameter:
+        """B [out, rank]."""
+        return self.live.values["lora_B.weight"]
+
+
+def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, cuts: Sequence[Cut]) -> Tensor:
+    """y = x Wᵀ + b, and in the rows of each cut + scale · (dropped x) Aᵀ Bᵀ (Hu et al. 2021), for x [tokens, in].
+
+    `weight` and `bias` are frozen. Parameters are fp32 and computed with in x's type; gradients are added to theirs in
+    fp32. `cuts` must not be empty.
+    """
+    result: Tensor = _LoraLinear.apply(x, cuts[0].down, weight, bias, cuts)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _LoraLinear(torch.autograd.Function):
+    """`anchor` is any trained parameter: it makes autograd come by even where x needs no gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, anchor: Tensor, weight: Tensor, bias: Tensor | None, cuts: Sequence[Cut]
+    ) -> Tensor:
+        y = linear(x, weight, bias)
+        kept: list[Tensor] = [x]
+        for cut in cuts:
+            mine = x[cut.start : cut.stop]
+            if cut.mask is not None:
+                mine = mine * cut.mask
+                kept += [mine, cut.mask]
+            low = linear(mine, cut.down.to(x.dtype))
+            y[cut.start : cut.stop].addmm_(low, cut.up.to(x.dtype).t(), alpha=cut.live.plan.scale)
+            kept.append(low)
+        ctx.save_for_backward(*kept)
+        ctx.weight, ctx.cuts = weight, cuts
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None, None]:
+        (gradient,) = gradients
+        x, *kept = ctx.saved_tensors
+        kept = list(reversed(kept))
+        onward = linear(gradient, ctx.weight.t()) if ctx.needs_input_grad[0] else None
+        for cut in ctx.cuts:
+            rows = slice(cut.start, cut.stop)
+            mask: Tensor | None = None
+            if cut.mask is None:
+                mine = x[rows]
+            else:
+                mine, mask = kept.pop(), kept.pop()
+            low, above = kept.pop(), gradient[rows]
+            between = linear(above, cut.up.to(above.dtype).t().contiguous()).mul_(cut.live.plan.scale)
+            _gradient(cut.down).add_(between.t() @ mine)
+            # the product with the long side last: MKL takes three times as long for its transpose
+            _gradient(cut.up).add_((low.t() @ above).t(), alpha=cut.live.plan.scale)
+            if onward is None:
+                continue
+            if mask is None:
+                onward[rows].addmm_(between, cut.down.to(above.dtype))
+            else:
+                onward[rows].addcmul_(between @ cut.down.to(above.dtype), mask)
+        return onward, None, None, None, None
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    """The fp32 gradient to add to."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad

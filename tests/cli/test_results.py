@@ -1,0 +1,92 @@
+"""How a run's end is told: what its server answers, and how to ask it again."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import socket
+from pathlib import Path
+
+import pytest
+
+from petl_ray.artifact import Interval
+from petl_ray.cli.results import _print_samples, serve_command, tell
+from petl_ray.cli.watching import Watch
+from pipelines.summary import Summary, TaskSummary
+
+URL = "http://127.0.0.1:8123"
+
+
+def summary(endpoint: str) -> Summary:
+    """The end of a run of one task that is served at `endpoint`."""
+    score = Interval(value=0.9, low=0.8, high=1.0)
+    task = TaskSummary(
+        task="mood",
+        task_type="classification",
+        sample="good day",
+        recipe={"kind": "lora", "rank": 2, "targets": "attention", "learning_rate": 0.01},
+        metric="accuracy",
+        mode="max",
+        rows=10,
+        scores={"default": score},
+        differences={},
+        trials=None,
+        tuning_gain=None,
+        trained_share=0.01,
+        adapter_bytes=1000,
+        full_model_bytes=100_000,
+        adapter_digest="0" * 64,
+        seconds=1.0,
+        version=1,
+        status="champion",
+        reasons=(),
+    )
+    return Summary(plan="tiny", tasks=(task,), failures={}, endpoint=endpoint)
+
+
+def test_a_server_that_does_not_answer_is_a_remark_beside_the_results(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{free.getsockname()[1]}"
+    tell(summary(nobody), Watch(silent=True), as_json=False)
+    told = capsys.readouterr()
+    assert "mood: no sample answer" in told.err and "no answer" in told.err
+    assert "0.900" in told.out
+    tell(summary(nobody), Watch(silent=True), as_json=True)
+    assert json.loads(capsys.readouterr().out)["samples"] == {}
+
+
+@pytest.mark.parametrize(
+    ("plan", "settings", "home", "words"),
+    [
+        (Path("a plan.yaml"), (), None, "petl-ray serve 'a plan.yaml'"),
+        (Path("plan.yaml"), ("name=x",), Path("there"), "petl-ray serve plan.yaml --home there"),
+        (Path("plan.yaml"), ("serving.port=8123",), None, "petl-ray serve plan.yaml --host 127.0.0.1 --port 8123"),
+        (None, (), Path("there"), "petl-ray serve --host 127.0.0.1 --port 8123 --home there"),
+    ],
+)
+def test_the_command_that_serves_again_listens_where_the_run_did(
+    plan: Path | None, settings: tuple[str, ...], home: Path | None, words: str
+) -> None:
+    assert serve_command(URL, plan, settings, home) == words
+
+
+@pytest.mark.parametrize(
+    ("answer", "path", "body"),
+    [
+        ({"label": "glad", "score": 0.9}, "classify", {"model": "mood", "input": "it's good"}),
+        ({"text": "2024-01-02"}, "completions", {"model": "mood", "prompt": "it's good"}),
+    ],
+)
+def test_what_to_try_is_what_the_task_answers(
+    answer: dict[str, object], path: str, body: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = {"mood": {"input": "it's good", **answer, "provenance": {"version": 3}}}
+    _print_samples(URL, samples, "petl-ray serve plan.yaml")
+    _, invitation, curl = capsys.readouterr().out.splitlines()
+    assert invitation == "Try it yourself: `petl-ray serve plan.yaml`, then"
+    words = shlex.split(curl)
+    assert words[:2] == ["curl", f"{URL}/v1/{path}"]
+    assert json.loads(words[-1]) == body
+    _print_samples(URL, samples, None)
+    assert "Try it yourself:\n" in capsys.readouterr().out
