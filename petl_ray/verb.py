@@ -221,9 +221,6 @@ class SlotSession(Protocol):
         leaves its neighbours alone.
         """
 
-    def advance(self, targets: Mapping[str, float]) -> dict[str, dict[str, float]]:
-        """Turns until all of `targets` have arrived: their metrics. Raises the first failure among them."""
-
     def save(self, key: str, directory: Path) -> None:
         """Write everything that continues `key` later (weights, optimizer, RNG, position) as safetensors and JSON."""
 

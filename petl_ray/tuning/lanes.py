@@ -1,7 +1,7 @@
 """Who has a lane: which trial Ray Tune starts, continues, holds or ends, so that no pack idles and no process dies.
 
 Plain Python around what Tune offers its scheduler (`Controller`) and what packs can do (`PackRoom`). A lane is a
-trial's process; there are a few a pack: one order trains while the next waits at the door. Starting a process costs
+trial's process; a pack has one for every slot, and one more whose order waits at its door. Starting a process costs
 over a second of CPU, and Tune ends one whenever a trial stops or pauses with nobody waiting. So a trial that must
 wait, or has ended, keeps its lane (NOOP) until `choose` hands the lane to another: it frees one and names the next
 trial in the same call.
@@ -23,7 +23,6 @@ from petl_ray.tuning.race import Candidate
 
 CONTINUE, NOOP, STOP = "CONTINUE", "NOOP", "STOP"
 PENDING, PAUSED, RUNNING = "PENDING", "PAUSED", "RUNNING"
-_LANES_PER_PACK = 2
 _REPLAY = -1  # under way, but on no pack
 _NOTHING = {"errand": "null"}  # for a process that Tune starts before there is something to do
 
@@ -59,6 +58,10 @@ class PackRoom(Protocol):
 
     @property
     def count(self) -> int: ...
+
+    @property
+    def lanes_each(self) -> int:
+        """Orders that one pack is given at a time."""
 
     def look(self) -> None:
         """See which packs came up."""
@@ -217,7 +220,7 @@ class Lanes:
 
     @property
     def _lanes(self) -> int:
-        return _LANES_PER_PACK * max(1, self._packs.count)  # what is recorded needs lanes, but no pack
+        return self._packs.lanes_each * max(1, self._packs.count)  # what is recorded needs lanes, but no pack
 
     @property
     def _taken(self) -> int:

@@ -1,8 +1,8 @@
-"""A pack: one process that holds a session's slots and trains, one after the other, what trials ask it to.
+"""A pack: one process that holds a session's slots and trains side by side what trials ask it to.
 
-Plain Python around the protocol of `petl_ray.verb.SlotSession`; what makes an actor of it stands in `on_ray`. Trials
-are trained alone, each in its turn: neighbours in one forward pass would change the last bits of a score, and with them
-which trial goes on, by how many slots a placement has. `Pack.advance` is the one place to change that.
+Plain Python around the protocol of `petl_ray.verb.SlotSession`; what makes an actor of it stands in `packs.on_ray`. One
+thread drives the slots, turn by turn; orders wait at its door and take a slot as soon as one is free, without anybody
+else being asked. What a trial comes to does not depend on who trains beside it (see `petl_ray.training.rounds`).
 """
 
 from __future__ import annotations
@@ -11,16 +11,20 @@ import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar, cast
 
-from petl_ray.errors import PermanentError, TemporaryError, TrainingError
+from petl_ray.errors import PermanentError, TemporaryError
 from petl_ray.fingerprint import sha256_of
 from petl_ray.spec import Spec
 from petl_ray.tuning.ledger import Files, read_files, write_files
 from petl_ray.verb import SlotSession, TrainsSlots, load
 
+T = TypeVar("T")
 SHARED = (
     "base",
     "task_type",
@@ -54,11 +58,21 @@ class Order:
         return asdict(self)
 
 
+@dataclass(eq=False)
+class Errand:
+    """An order under way: who waits for its answer, and the share of the turns' time it has taken."""
+
+    order: Order
+    answer: Future[dict[str, Any]]
+    session: SlotSession | None = None
+    seconds: float = 0.0
+
+
 class Pack:
     """Slots of one session a base, the newest checkpoint of every trial that passed here, and the data of its searches.
 
-    `door` names the training room's `open_session`. While `advance` runs in one thread, the other methods may be called
-    from another: they touch files only.
+    `door` names the training room's `open_session`. `advance` and `weigh` may be called from many threads and wait for
+    the one that drives; the other methods touch files only.
     """
 
     def __init__(self, door: str, slots: int, threads: int) -> None:
@@ -67,6 +81,11 @@ class Pack:
         self._sessions: dict[str, SlotSession] = {}
         self._resident: dict[str, tuple[SlotSession, int]] = {}  # by key, least recently trained first
         self._lock = threading.Lock()  # guards the checkpoint files
+        self._door_bell: SimpleQueue[Errand | Callable[[], None] | None] = SimpleQueue()
+        self._waiting: list[Errand] = []
+        self._under_way: dict[str, Errand] = {}
+        self._driver = threading.Thread(target=self._drive, name="pack", daemon=True)
+        self._driver.start()
 
     def put_data(self, search: str, files: Files) -> None:
         """Lay down the rows of a search."""
@@ -84,65 +103,138 @@ class Pack:
 
     def weigh(self, orders: list[Order]) -> list[dict[str, Any]]:
         """What each order's slot would cost; `refused` with the reason where it cannot be."""
-        weights: list[dict[str, Any]] = []
-        for order in orders:
-            try:
-                spec = order.spec()
-                weights.append(dict(self._session(spec).estimate(spec, order.labels)))
-            except PermanentError as error:
-                weights.append({"refused": str(error)})
-        return weights
+        answer: Future[list[dict[str, Any]]] = Future()
+        self._door_bell.put(lambda: _settle(answer, lambda: [self._weight(order) for order in orders]))
+        return answer.result()
 
     def advance(self, order: Order) -> dict[str, Any]:
         """Train one trial to its rung and validate: `score`, `loss`, `steps`, `trained_share`, `seconds`.
 
-        `diverged` or `refused` with a reason where the configuration, not the machine, is at fault. Raises
-        TemporaryError where this process does not hold the search's rows (it was restarted).
+        `seconds` is the trial's share of the turns it took part in. `diverged` or `refused` with a reason where the
+        configuration, not the machine, is at fault. Raises TemporaryError where this process does not hold the search's
+        rows (it was restarted).
         """
-        started_s = time.perf_counter()
-        try:
-            facts = self._train(order)
-        except TrainingError as error:
-            facts = {"diverged": 1.0, "reason": str(error)}
-        except PermanentError as error:
-            facts = {"refused": str(error)}
-        if not facts.get("diverged") and not facts.get("refused") and order.target < 1.0:
-            self._save(order)
-        else:
-            self.drop(order.key)
-        return {**facts, "seconds": round(time.perf_counter() - started_s, 4)}
+        errand = Errand(order, Future())
+        self._door_bell.put(errand)
+        return errand.answer.result()
 
-    def drop(self, key: str) -> None:
+    def close(self) -> None:
+        """End the driving thread after its turn and remove the local files."""
+        self._door_bell.put(None)
+        self._driver.join()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    # --- the driving thread -------------------------------------------------------------------------------------------
+
+    def _drive(self) -> None:
+        while self._open_door():
+            self._let_in()
+            for session in {id(one.session): one.session for one in self._under_way.values()}.values():
+                assert session is not None
+                self._turn(session)
+
+    def _open_door(self) -> bool:
+        """Hear what has come, waiting for it where there is nothing else to do; False when the pack is closed."""
+        while True:
+            try:
+                heard = self._door_bell.get(block=not (self._under_way or self._waiting))
+            except Empty:
+                return True
+            if heard is None:
+                return False
+            if isinstance(heard, Errand):
+                self._waiting.append(heard)
+            else:
+                heard()
+
+    def _let_in(self) -> None:
+        """Give free slots to those who wait, first come first served."""
+        still = []
+        for errand in self._waiting:
+            try:
+                spec = errand.order.spec()
+                session = self._session(spec)
+                if sum(one.session is session for one in self._under_way.values()) >= self._slots:
+                    still.append(errand)
+                    continue
+                self._admit(session, errand.order, spec)
+                session.aim(errand.order.key, errand.order.target)
+            except PermanentError as error:
+                self._answer(errand, {"refused": str(error)})
+            except Exception as error:  # noqa: BLE001 - whatever it is belongs to who asked, not to who trains beside
+                self._break(errand, error)
+            else:
+                errand.session = session
+                self._under_way[errand.order.key] = errand
+        self._waiting = still
+
+    def _turn(self, session: SlotSession) -> None:
+        mine = {key: one for key, one in self._under_way.items() if one.session is session}
+        began_s = time.perf_counter()
+        try:
+            turn = session.turn()
+        except Exception as error:  # noqa: BLE001 - where the slots stand is unknown now: retries begin at checkpoints
+            for errand in mine.values():
+                self._break(errand, error)
+            return
+        for errand in mine.values():
+            errand.seconds += (time.perf_counter() - began_s) / len(mine)
+        for key, metrics in turn.arrived.items():
+            self._answer(mine[key], dict(metrics))
+        for key, failure in turn.failed.items():
+            if isinstance(failure, PermanentError):
+                self._answer(mine[key], {"refused": str(failure)})
+            else:
+                self._break(mine[key], failure)
+
+    def _answer(self, errand: Errand, facts: dict[str, Any]) -> None:
+        """Keep or leave the slot, then say what came of it."""
+        self._under_way.pop(errand.order.key, None)
+        try:
+            if facts.get("diverged") or facts.get("refused") or errand.order.target >= 1.0:
+                self._drop(errand.order.key)
+            else:
+                self._save(errand.order)
+        except Exception as error:  # noqa: BLE001 - a full disk, say: the trial's own failure
+            self._break(errand, error)
+            return
+        errand.answer.set_result({**facts, "seconds": round(errand.seconds, 4)})
+
+    def _break(self, errand: Errand, error: Exception) -> None:
+        self._under_way.pop(errand.order.key, None)
+        self._leave(errand.order.key)
+        errand.answer.set_exception(error)
+
+    def _weight(self, order: Order) -> dict[str, Any]:
+        try:
+            spec = order.spec()
+            return dict(self._session(spec).estimate(spec, order.labels))
+        except PermanentError as error:
+            return {"refused": str(error)}
+
+    def _drop(self, key: str) -> None:
         """Free the slot of a trial and forget its checkpoint."""
         self._leave(key)
         with self._lock:
             shutil.rmtree(self._directory / "checkpoints" / key, ignore_errors=True)
 
-    def _train(self, order: Order) -> dict[str, Any]:
-        session = self._admit(order)
-        try:
-            return dict(session.advance({order.key: order.target})[order.key])
-        except BaseException:  # where the slot stands is unknown now: a retry begins at the last checkpoint
-            self._leave(order.key)
-            raise
-
-    def _admit(self, order: Order) -> SlotSession:
-        session, rung = self._resident.pop(order.key, (None, -1))
-        if session is not None and rung == order.rung - 1:
+    def _admit(self, session: SlotSession, order: Order, spec: Spec) -> None:
+        """A slot for `order` that stands where its last rung ended; who stays in one without training makes room."""
+        owner, rung = self._resident.pop(order.key, (None, -1))
+        if owner is session and rung == order.rung - 1:
             self._resident[order.key] = (session, rung)
-            return session
-        if session is not None:
-            session.drop(order.key)
-        spec, data = order.spec(), self._directory / "data" / order.search
+            return
+        if owner is not None:
+            owner.drop(order.key)
+        data = self._directory / "data" / order.search
         if not data.is_dir():
             raise TemporaryError(f"search {order.search}", "its rows are not here", "this pack was restarted")
-        session = self._session(spec)
-        while sum(owner is session for owner, _ in self._resident.values()) >= self._slots:
-            self._leave(next(key for key, (owner, _) in self._resident.items() if owner is session))
+        idle = [key for key, (one, _) in self._resident.items() if one is session and key not in self._under_way]
+        if sum(one is session for one, _ in self._resident.values()) >= self._slots:
+            self._leave(idle[0])
         earlier = [rung for rung in range(order.rung - 1, -1, -1) if self._checkpoint(order.key, rung).is_dir()]
         session.admit(order.key, spec, data, self._checkpoint(order.key, earlier[0]) if earlier else None)
         self._resident[order.key] = (session, order.rung - 1)
-        return session
 
     def _save(self, order: Order) -> None:
         session, _ = self._resident.pop(order.key)
@@ -168,6 +260,9 @@ class Pack:
     def _checkpoint(self, key: str, rung: int) -> Path:
         return self._directory / "checkpoints" / key / str(rung)
 
-    def close(self) -> None:
-        """Remove the local files."""
-        shutil.rmtree(self._directory, ignore_errors=True)
+
+def _settle(answer: Future[T], make: Callable[[], T]) -> None:
+    try:
+        answer.set_result(make())
+    except Exception as error:  # noqa: BLE001 - who asked is told
+        answer.set_exception(error)

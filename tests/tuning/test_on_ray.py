@@ -84,9 +84,10 @@ def test_several_searches_share_one_run_and_end_as_each_would_alone(tmp_path: Pa
     assert all("seconds" not in json.dumps(table(step, trial)) for step, trial in zip(steps, found, strict=True))
 
 
-def test_all_trials_of_a_search_and_its_replay_pass_through_two_processes(
-    step: PlainStep, monkeypatch: pytest.MonkeyPatch
+def test_all_trials_of_a_search_and_its_replay_pass_through_a_process_a_slot_and_one_that_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    step = PlainStep(tmp_path, resources=Resources(slots=2))
     started: list[object] = []
     add = RayActorManager.add_actor
 
@@ -98,7 +99,7 @@ def test_all_trials_of_a_search_and_its_replay_pass_through_two_processes(
     spec, dataset = ask(trials=12), rows(step)
     for attempt in (1, 2):
         run(step, spec, dataset)
-        assert len(started) == 2 * attempt
+        assert len(started) == 3 * attempt
 
 
 def test_placement_changes_no_outcome(tmp_path: Path) -> None:

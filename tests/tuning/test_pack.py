@@ -1,10 +1,13 @@
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from petl_ray.errors import TemporaryError
 from petl_ray.tuning.pack import Order, Pack
+from petl_ray.verb import Turn
+from tests.tuning.fake_training.session import MiniSession
 from tests.tuning.fake_training.spec import Lora, MiniSpec
 
 DOOR = "tests.tuning.fake_training.session:open_session"
@@ -71,3 +74,37 @@ def test_divergence_and_refusal_are_answers_and_bugs_are_not(pack: Pack) -> None
     with pytest.raises(ZeroDivisionError):
         pack.advance(order(3, 0, MiniSpec(method=Lora(rank=999))))
     assert pack.weigh([order(1, 0)]) == [{"trained_share": 0.008, "memory_bytes": 8192.0}]
+
+
+def test_orders_train_side_by_side_and_the_waiting_take_the_first_free_slot(tmp_path: Path) -> None:
+    """Real slots over a real base; each comes to the score it has alone, whoever comes and goes beside it."""
+    from tests.tuning.real import orders_and_rows
+
+    orders, rows = orders_and_rows(tmp_path)
+    door = "petl_ray.training.session:open_session"
+    alone = []
+    for one in orders:
+        single = Pack(door, slots=1, threads=1)
+        single.put_data("q0", rows)
+        alone.append(single.advance(one))
+        single.close()
+    pack = Pack(door, slots=2, threads=1)
+    pack.put_data("q0", rows)
+    together = list(ThreadPoolExecutor(len(orders)).map(pack.advance, orders))
+    pack.close()
+    for each in (*alone, *together):
+        each.pop("seconds")
+    assert together == alone
+    assert len({answer["loss"] for answer in alone}) == len(orders)
+
+
+def test_a_broken_turn_breaks_everybody_in_it_and_nobody_after(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_down(session: MiniSession) -> Turn:
+        raise RuntimeError("the device is gone")
+
+    expected = pack.advance(order(1, 0))
+    monkeypatch.setattr(MiniSession, "turn", break_down)
+    with pytest.raises(RuntimeError, match="device"):
+        pack.advance(order(2, 0))
+    monkeypatch.undo()
+    assert pack.advance(order(2, 0))["score"] != expected["score"]

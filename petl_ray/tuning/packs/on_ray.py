@@ -60,6 +60,11 @@ class Packs:
         """How many packs are up."""
         return sum(pack.up for pack in self._packs.values())
 
+    @property
+    def lanes_each(self) -> int:
+        """Orders that one pack is given at a time: one a slot, and one that waits for the next free slot."""
+        return self._resources.slots + 1
+
     def look(self, patience_s: float = 0.0) -> None:
         """See which packs came up, waiting for the first of them no longer than `patience_s`."""
         coming = {pack.ready: index for index, pack in self._packs.items() if not pack.up}
@@ -156,7 +161,11 @@ class Packs:
         cpus = max(1, self._resources.cpus)
         name = f"{self._prefix}-{self._opened}"
         made = ray.remote(concurrency_groups={"desk": 1})(Pack).options(
-            name=name, namespace=NAMESPACE, num_cpus=cpus, num_gpus=self._resources.gpus
+            name=name,
+            namespace=NAMESPACE,
+            num_cpus=cpus,
+            num_gpus=self._resources.gpus,
+            max_concurrency=self.lanes_each + 1,
         )
         actor = made.remote(self._door, self._resources.slots, cpus)
         self._packs[self._opened] = PackActor(name, actor, actor.__ray_ready__.remote())

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +19,7 @@ from typing import Any, cast
 from petl_ray.errors import CapacityError
 from petl_ray.fingerprint import sha256_of
 from petl_ray.spec import Spec
+from petl_ray.verb import Turn
 from tests.tuning.fake_training.spec import Lora, MiniSpec
 
 HORIZON = 100
@@ -36,6 +36,7 @@ class Slot:
 class MiniSession:
     def __init__(self, slots: int) -> None:
         self._count, self._slots = slots, dict[str, Slot]()
+        self._aims: dict[str, float] = {}
 
     def admit(self, key: str, spec: Spec, data: Path, checkpoint: Path | None = None) -> None:
         mini = cast("MiniSpec", spec)
@@ -53,8 +54,12 @@ class MiniSession:
             slot.step, slot.chain = state["step"], state["chain"]
         self._slots[key] = slot
 
-    def advance(self, targets: Mapping[str, float]) -> dict[str, dict[str, float]]:
-        return {key: self._advance(self._slots[key], target, key) for key, target in targets.items()}
+    def aim(self, key: str, share: float) -> None:
+        self._aims[key] = share
+
+    def turn(self) -> Turn:
+        aims, self._aims = self._aims, {}
+        return Turn({key: self._advance(self._slots[key], target, key) for key, target in aims.items()}, {})
 
     def save(self, key: str, directory: Path) -> None:
         slot = self._slots[key]
