@@ -58,6 +58,7 @@ class TrainingLayout:
         lives = self._lives(wired)
         if not any(lives):
             return wired.base(x)
+        x = _gathered(x)
         if any(live and "in_scale" in live.values for live in lives):
             x = _join([_scaled(live, part) for live, part in zip(lives, self._cut(x), strict=True)])
         if all(live is not None and live.plan.op == "replace" for live in lives):
@@ -74,6 +75,7 @@ class TrainingLayout:
 
     def norm(self, wired: Wired, x: Tensor) -> Tensor:
         """Each span through its own norm where it has one, else through the base's."""
+        x = _gathered(x)
         lives = self._lives(wired)
         if not any(lives):
             return wired.base(x)
@@ -141,6 +143,15 @@ def adapted(live: LivePart | None, x: Tensor, y: Tensor, mask: Tensor | None) ->
     low = F.linear(x if mask is None else x * mask, values["lora_A.weight"].to(kind))
     y = y + F.linear(low, values["lora_B.weight"].to(kind)) * live.plan.scale
     return y * values["out_scale"].to(kind) if "out_scale" in values else y
+
+
+def _gathered(x: Tensor) -> Tensor:
+    """x itself, as a step of its own in autograd: what flows back to it from inside a site is added up first.
+
+    Sums of three depend on their order, and spans that were cut apart add up before they meet the rest; without this an
+    occupant alone would add in another order than one beside neighbours.
+    """
+    return x.view_as(x)
 
 
 def _scaled(live: LivePart | None, x: Tensor) -> Tensor:

@@ -1,0 +1,152 @@
+"""Neighbours change nothing: an adapter trained in any company has the bits it has alone, on encoders and decoders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as some
+
+from petl_ray.models import BaseSpec, LockedBase, resolve
+from petl_ray.training.rounds import Sharing, plan_rounds
+from petl_ray.training.session import Session, open_session
+from petl_ray.training.spec import TrainSpec
+from tests.plainstep import PlainStep
+from tests.training.questions import dataset, locked, recipe
+
+Company = Sequence[tuple[TrainSpec, int, int]]  # neighbours: what they train, the turns they come at and leave at
+
+METHODS = some.one_of(
+    some.builds(
+        lambda rank, targets, dropout: {"kind": "lora", "rank": rank, "targets": targets, "dropout": dropout},
+        some.integers(1, 9),
+        some.sampled_from(["query_value", "attention", "mlp", "all-linear"]),
+        some.sampled_from([0.0, 0.2]),
+    ),
+    some.builds(lambda size: {"kind": "bottleneck", "size": size}, some.integers(1, 8)),
+    some.just({"kind": "head"}),
+)
+CHANGES = some.fixed_dictionaries(
+    {
+        "method": METHODS,
+        "batch_size": some.sampled_from([1, 2, 4, 8]),
+        "seed": some.integers(0, 3),
+        "learning_rate": some.sampled_from([1e-3, 1e-2]),
+        "weight_decay": some.sampled_from([0.0, 0.1]),
+        "gradient_clip": some.sampled_from([None, 0.1, 1.0]),
+    }
+)
+
+
+def weights_after(session: Session, spec: TrainSpec, data: Path, turns: int, company: Company = ()) -> dict[str, Any]:
+    """The weights of `spec` after `turns` turns beside a company that comes and goes, and how many passes were shared."""
+    session.admit("it", spec, data)
+    session.aim("it", 1.0)
+    shared = 0
+    for turn in range(turns):
+        for at, (neighbour, comes, leaves) in enumerate(company):
+            if turn == leaves:
+                session.drop(f"n{at}")
+            if turn == comes:
+                session.admit(f"n{at}", neighbour, data)
+                session.aim(f"n{at}", 1.0)
+        live = [session.occupant(key) for key in session._aims]
+        shared += sum(len(each) > 1 for each in plan_rounds(live, None, Sharing.of(session.loaded)))
+        session.turn()
+    state = session._bank.state(session.occupant("it").slot)
+    for key in ["it", *(f"n{at}" for at, (_, comes, leaves) in enumerate(company) if comes < turns <= leaves)]:
+        session.drop(key)
+    return {"weights": state, "shared": shared}
+
+
+def equal(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    return set(one) == set(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module", params=["encoder", "decoder"])
+def tiny(
+    request: pytest.FixtureRequest, tiny_bert: Path, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[LockedBase, str, Path]:
+    causal = request.param == "decoder"
+    step = PlainStep(tmp_path_factory.mktemp(str(request.param)))
+    rows = step.fetch(dataset(step, rows=60, causal=causal))
+    return locked(tiny_llama if causal else tiny_bert), "causal_lm" if causal else "classification", rows
+
+
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    mine=CHANGES,
+    theirs=some.lists(some.tuples(CHANGES, some.integers(0, 4), some.integers(2, 6)), min_size=1, max_size=3),
+)
+def test_an_adapter_has_the_same_bits_in_any_company(
+    tiny: tuple[LockedBase, str, Path], mine: dict[str, Any], theirs: list[tuple[dict[str, Any], int, int]]
+) -> None:
+    base, task_type, data = tiny
+    if task_type == "causal_lm":
+        mine, theirs = _with_weights(mine), [(_with_weights(change), *when) for change, *when in theirs]
+    spec = recipe(base, task_type=task_type, **mine)
+    company = [
+        (recipe(base, task_type=task_type, **change), comes, max(comes + 1, leaves)) for change, comes, leaves in theirs
+    ]
+    session = open_session(spec, 1 + len(company), 1)
+    alone = weights_after(session, spec, data, 6)
+    beside = weights_after(session, spec, data, 6, company)
+    session.close()
+    assert equal(alone["weights"], beside["weights"])
+
+
+def _with_weights(change: dict[str, Any]) -> dict[str, Any]:
+    """A language model has no head to train alone."""
+    return change if change["method"]["kind"] != "head" else {**change, "method": {"kind": "lora", "rank": 2}}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_fifty_steps_of_minilm_in_a_crowd_are_fifty_steps_alone(minilm: str, root: PlainStep, precision: str) -> None:
+    base = resolve(BaseSpec.model_validate({"source": minilm, "precision": precision}))
+    data = root.fetch(dataset(root, rows=90))
+    ours = recipe(base, method={"kind": "lora", "rank": 5, "targets": "all-linear", "dropout": 0.1}, batch_size=2)
+    company = [
+        (recipe(base, method={"kind": "lora", "rank": 8}, batch_size=2, seed=1), 0, 99),
+        (recipe(base, method={"kind": "lora", "rank": 3, "targets": "mlp"}, batch_size=2, seed=2), 5, 30),
+        (recipe(base, method={"kind": "bottleneck", "size": 8}, batch_size=2, seed=3), 10, 40),
+    ]
+    session = open_session(ours, 4, 1)
+    alone = weights_after(session, ours, data, 50)
+    beside = weights_after(session, ours, data, 50, company)
+    assert beside["shared"] > 25, "most turns share a pass"
+    assert equal(alone["weights"], beside["weights"])
+
+
+def test_what_is_not_finite_stays_where_it_is(tiny: tuple[LockedBase, str, Path]) -> None:
+    """A neighbour that turns to NaN stops alone; the rest have the bits they have where it stopped in good health."""
+    base, task_type, data = tiny
+    spec = recipe(base, task_type=task_type, method={"kind": "lora", "rank": 3}, batch_size=2)
+    sick = recipe(base, task_type=task_type, method={"kind": "lora", "rank": 4, "targets": "all-linear"}, batch_size=2)
+    outcomes = []
+    for ill in (True, False):
+        session = open_session(spec, 2, 1)
+        for key, one in (("well", spec), ("sick", sick)):
+            session.admit(key, one, data)
+            session.aim(key, 1.0)
+        for turn in range(8):
+            if turn == 3 and ill:
+                for parameter in session._bank.parameters(session.occupant("sick").slot).values():
+                    parameter.data.fill_(float("nan"))
+            if turn == 3 and not ill:
+                session.drop("sick")
+            session.turn()
+        outcomes.append(session._bank.state(session.occupant("well").slot))
+        if ill:
+            assert session.occupant("sick").diverged and session.occupant("sick").step == 3
+        session.close()
+    assert equal(*outcomes)
+    assert all(torch.isfinite(value).all() for value in outcomes[0].values())
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> PlainStep:
+    return PlainStep(tmp_path)
