@@ -6,6 +6,7 @@ import json
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -122,6 +123,7 @@ def test_a_run_whose_port_is_held_says_so_before_it_computes(
     work: Path, asked: Ask, taken_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch, "PORT_PATIENCE_S", 0.0)
+    monkeypatch.delitem(sys.modules, "ray", raising=False)  # the cluster of these tests could hold the port rightly
     refused(asked("run", "plan.yaml", "--set", f"serving={{port: {taken_port}}}"), 8, str(taken_port))
     nothing_was_recorded(work)
 
