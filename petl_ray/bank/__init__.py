@@ -26,16 +26,18 @@ if TYPE_CHECKING:
     from petl_ray.bank.bank import Bank
     from petl_ray.bank.memory import memory_estimate
     from petl_ray.bank.serving import ServingBank
+    from petl_ray.bank.slot import Flat
     from petl_ray.bank.training import Segment
 
 _DOORS = {  # torch is loaded when one of these is first used
     "Bank": "bank",
+    "Flat": "slot",
     "Segment": "training",
     "ServingBank": "serving",
     "memory_estimate": "memory",
 }
 
-__all__ = ["Bank", "Segment", "ServingBank", "memory_estimate"]
+__all__ = ["Bank", "Flat", "Segment", "ServingBank", "memory_estimate"]
 
 
 def __getattr__(name: str) -> Any:

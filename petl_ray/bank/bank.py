@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from petl_ray.bank.slot import Slot, make_slot
+from petl_ray.bank.slot import Flat, Slot, make_slot
 from petl_ray.bank.training import Segment, Span, TrainingLayout
 from petl_ray.bank.wiring import Wiring, in_force, layout_in_force
 from petl_ray.errors import AdapterError, CapacityError, ConflictError
@@ -70,6 +70,10 @@ class Bank:
         """The slot's trainable parameters by name."""
         return dict(self._occupant(slot).parameters)
 
+    def flat(self, slot: int) -> Flat:
+        """The tensors that the slot's parameters and their gradients are views of."""
+        return self._occupant(slot).flat
+
     def head_names(self, slot: int) -> frozenset[str]:
         """Which of the slot's parameters belong to its classification head."""
         return self._occupant(slot).head_names
@@ -107,6 +111,7 @@ class Bank:
         spans, start = [], 0
         for segment in segments:
             occupant = self._occupant(segment.slot)
+            occupant.refresh(self.loaded.compute_dtype)
             stop = start + segment.input_ids.shape[0]
             spans.append(Span(occupant, start, stop, segment.input_ids.shape[1], _dropout_seed(occupant)))
             start = stop

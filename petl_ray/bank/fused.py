@@ -19,6 +19,9 @@ from petl_ray.bank.slot import LivePart
 from petl_ray.models.products import linear
 
 
+DOWN, UP = "lora_A.weight", "lora_B.weight"  # [rank, in], [out, rank]
+
+
 @dataclass(frozen=True)
 class Cut:
     """Rows `start`…`stop` of the flattened batch belong to `live`; `mask` [rows, in] is its dropout, None for none."""
@@ -28,16 +31,6 @@ class Cut:
     stop: int
     mask: Tensor | None
 
-    @property
-    def down(self) -> nn.Parameter:
-        """A [rank, in]."""
-        return self.live.values["lora_A.weight"]
-
-    @property
-    def up(self) -> nn.Parameter:
-        """B [out, rank]."""
-        return self.live.values["lora_B.weight"]
-
 
 def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, cuts: Sequence[Cut]) -> Tensor:
     """y = x Wᵀ + b, and in the rows of each cut + scale · (dropped x) Aᵀ Bᵀ (Hu et al. 2021), for x [tokens, in].
@@ -45,7 +38,7 @@ def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, cuts: Sequence[C
     `weight` and `bias` are frozen. Parameters are fp32 and computed with in x's type; gradients are added to theirs in
     fp32. `cuts` must not be empty.
     """
-    result: Tensor = _LoraLinear.apply(x, cuts[0].down, weight, bias, cuts)  # type: ignore[no-untyped-call]
+    result: Tensor = _LoraLinear.apply(x, cuts[0].live.values[DOWN], weight, bias, cuts)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -63,8 +56,8 @@ class _LoraLinear(torch.autograd.Function):
             if cut.mask is not None:
                 mine = mine * cut.mask
                 kept += [mine, cut.mask]
-            low = linear(mine, cut.down.to(x.dtype))
-            y[cut.start : cut.stop].addmm_(low, cut.up.to(x.dtype).t(), alpha=cut.live.plan.scale)
+            low = linear(mine, cut.live.working[DOWN])
+            y[cut.start : cut.stop].addmm_(low, cut.live.working[UP].t(), alpha=cut.live.plan.scale)
             kept.append(low)
         ctx.save_for_backward(*kept)
         ctx.weight, ctx.cuts = weight, cuts
@@ -84,16 +77,16 @@ class _LoraLinear(torch.autograd.Function):
             else:
                 mine, mask = kept.pop(), kept.pop()
             low, above = kept.pop(), gradient[rows]
-            between = linear(above, cut.up.to(above.dtype).t().contiguous()).mul_(cut.live.plan.scale)
-            _gradient(cut.down).add_(between.t() @ mine)
+            between = linear(above, cut.live.working[UP].t().contiguous()).mul_(cut.live.plan.scale)
+            _gradient(cut.live.values[DOWN]).add_(between.t() @ mine)
             # the product with the long side last: MKL takes three times as long for its transpose
-            _gradient(cut.up).add_((low.t() @ above).t(), alpha=cut.live.plan.scale)
+            _gradient(cut.live.values[UP]).add_((low.t() @ above).t(), alpha=cut.live.plan.scale)
             if onward is None:
                 continue
             if mask is None:
-                onward[rows].addmm_(between, cut.down.to(above.dtype))
+                onward[rows].addmm_(between, cut.live.working[DOWN])
             else:
-                onward[rows].addcmul_(between @ cut.down.to(above.dtype), mask)
+                onward[rows].addcmul_(between @ cut.live.working[DOWN], mask)
         return onward, None, None, None, None
 
 

@@ -1,4 +1,8 @@
-"""One slot of the training layout: what its method put at which site, as fp32 parameters, and its own randomness."""
+"""One slot of the training layout: what its method put at which site, as fp32 parameters, and its own randomness.
+
+All parameters of a slot are views of one flat tensor, and so are their gradients: what an optimizer does, what a cast to
+the base's type does, and what workers add up is then one operation and not one a parameter.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,24 @@ from petl_ray.methods.parts import Part, first_value
 from petl_ray.methods.table import all_parts
 
 
+@dataclass(frozen=True)
+class Flat:
+    """A slot's parameters and gradients, fp32 [all of them]; `ranges` says where each lies, `groups` where the members
+    of one group lie together: (head?, matrix?) → begin and end."""
+
+    values: Tensor
+    gradients: Tensor
+    ranges: Mapping[str, tuple[int, int]]
+    groups: Mapping[tuple[bool, bool], tuple[int, int]]
+
+
 @dataclass
 class LivePart:
-    """A part with its parameters, role → tensor (fp32, on the base's device)."""
+    """A part with its parameters, role → tensor (fp32, on the base's device); `working` are they in the base's type."""
 
     plan: Part
     values: dict[str, nn.Parameter]
+    working: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def plain_lora(self) -> bool:
@@ -34,6 +50,7 @@ class Slot:
     method: Any
     labels: int
     parts: dict[str, LivePart]
+    flat: Flat
     head_names: frozenset[str]
     generator: torch.Generator
     parameters: dict[str, nn.Parameter] = field(init=False)
@@ -43,6 +60,14 @@ class Slot:
             live.plan.names()[role]: value for live in self.parts.values() for role, value in live.values.items()
         }
         self.drops = any(live.plan.dropout > 0 for live in self.parts.values())
+
+    def refresh(self, dtype: torch.dtype) -> None:
+        """Bring `working` up to what the parameters are now, in `dtype`."""
+        cast = self.flat.values.to(dtype)
+        for live in self.parts.values():
+            for role, name in live.plan.names().items():
+                start, stop = self.flat.ranges[name]
+                live.working[role] = cast[start:stop].view(live.values[role].shape)
 
     def put(self, values: Mapping[str, Tensor]) -> None:
         """Copy values into the parameters, by name; every one must be there in its shape."""
@@ -57,16 +82,48 @@ class Slot:
 
 def make_slot(wiring: Wiring, method: Any, labels: int, seed: int, device: torch.device) -> Slot:
     """A slot with first values drawn from `seed`; raises AdapterError where the method does not fit the model."""
-    parts = {}
-    for plan in all_parts(method, wiring.anatomy, labels):
+    plans = all_parts(method, wiring.anatomy, labels)
+    firsts: dict[str, Tensor] = {}
+    for plan in plans:
         wired = wiring.sites[plan.site.name]
         if plan.site.kind == "norm":
             _ = wired.form  # an unknown norm is refused here rather than in the first forward
-        values = {}
         for role, name in plan.names().items():
-            first = first_value(name, tuple(plan.shapes[role]), plan.init[role], seed, wired.base_value(role))
-            values[role] = nn.Parameter(first.to(device))
-        assert plan.site.name not in parts, f"two parts at {plan.site.name}"
-        parts[plan.site.name] = LivePart(plan, values)
-    heads = frozenset(name for live in parts.values() if live.plan.site.head for name in live.plan.names().values())
-    return Slot(method, labels, parts, heads, torch.Generator().manual_seed(seed))
+            assert name not in firsts, f"two parts at {plan.site.name}"
+            firsts[name] = first_value(name, tuple(plan.shapes[role]), plan.init[role], seed, wired.base_value(role))
+    heads = frozenset(name for plan in plans if plan.site.head for name in plan.names().values())
+    flat = _flat(firsts, heads, device)
+    parts = {
+        plan.site.name: LivePart(
+            plan, {role: _view(flat, name, firsts[name].shape) for role, name in plan.names().items()}
+        )
+        for plan in plans
+    }
+    return Slot(method, labels, parts, flat, heads, torch.Generator().manual_seed(seed))
+
+
+def _flat(firsts: Mapping[str, Tensor], heads: frozenset[str], device: torch.device) -> Flat:
+    """First values behind each other: matrices before vectors, those of the head last; by name within a group."""
+
+    def group(name: str) -> tuple[bool, bool]:
+        return name in heads, firsts[name].dim() > 1
+
+    names = sorted(firsts, key=lambda name: (name in heads, firsts[name].dim() == 1, name))
+    values = (
+        torch.cat([firsts[name].reshape(-1) for name in names]).to(device) if names else torch.zeros(0, device=device)
+    )
+    ranges: dict[str, tuple[int, int]] = {}
+    groups: dict[tuple[bool, bool], tuple[int, int]] = {}
+    at = 0
+    for name in names:
+        ranges[name] = (at, at + firsts[name].numel())
+        groups[group(name)] = (groups.get(group(name), (at, at))[0], ranges[name][1])
+        at = ranges[name][1]
+    return Flat(values, torch.zeros_like(values), ranges, groups)
+
+
+def _view(flat: Flat, name: str, shape: torch.Size) -> nn.Parameter:
+    start, stop = flat.ranges[name]
+    parameter = nn.Parameter(flat.values[start:stop].view(shape))
+    parameter.grad = flat.gradients[start:stop].view(shape)
+    return parameter

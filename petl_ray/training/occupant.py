@@ -74,9 +74,8 @@ class Occupant:
         self._units = self._padded_tokens = 0
         self._loss = torch.zeros(())
         bank.fill(slot, spec.method, rows.task.head_size(rows.labels), spec.seed)
-        parameters = bank.parameters(slot)
-        self.trained_parameters = sum(parameter.numel() for parameter in parameters.values())
-        self._optimizer = SlotOptimizer(parameters, bank.head_names(slot), spec)
+        self.trained_parameters = bank.flat(slot).values.numel()
+        self._optimizer = SlotOptimizer(bank.flat(slot), spec)
 
     @property
     def question(self) -> str:
@@ -130,7 +129,7 @@ class Occupant:
             self._optimizer.forget()
             return
         factor = rate_factor(self.step, self.steps, self.spec.warmup_share, self.spec.schedule)
-        self._optimizer.apply(factor, norm)
+        self._optimizer.apply(factor, size)
         self._optimizer.forget()
         self.metrics["train_loss"] = loss
         self.step += 1
@@ -218,14 +217,10 @@ class Occupant:
         return scores
 
     def _add_up(self) -> None:
-        gradients = self._optimizer.gradients
-        flat = torch.cat([self._loss.reshape(1).float(), *(gradient.reshape(-1) for gradient in gradients)])
-        self.peers.add_up(flat)
-        self._loss = flat[0].clone()
-        at = 1
-        for gradient in gradients:
-            gradient.copy_(flat[at : at + gradient.numel()].view_as(gradient))
-            at += gradient.numel()
+        both = torch.cat([self._loss.reshape(1).float(), self._optimizer.gradients])
+        self.peers.add_up(both)
+        self._loss = both[0].clone()
+        self._optimizer.gradients.copy_(both[1:])
 
     def _point(self, **facts: float) -> dict[str, float]:
         return {"step": self.step, "tokens": self.tokens, "elapsed_s": round(self.elapsed_s, 3), **facts}

@@ -2,77 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
+from petl_ray.bank import Flat
 from petl_ray.training.spec import TrainSpec
 
 
 class SlotOptimizer:
-    """One slot's optimizer. Matrices decay, vectors (biases, layer norms) do not; heads may have their own rate."""
+    """One slot's optimizer. Matrices decay, vectors (biases, layer norms) do not; heads may have their own rate.
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], heads: Collection[str], spec: TrainSpec) -> None:
-        self._parameters = dict(sorted(parameters.items()))
-        self._clip = spec.gradient_clip
-        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-        for name, parameter in self._parameters.items():
-            rate = spec.head_learning_rate if name in heads and spec.head_learning_rate else spec.learning_rate
-            decay = spec.weight_decay if parameter.dim() > 1 else 0.0
-            groups.setdefault((rate, decay), []).append(parameter)
-        self._rates = [rate for rate, _ in groups]
-        self._adamw = torch.optim.AdamW(
-            [{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()],
-            betas=(spec.beta1, spec.beta2),
-            eps=spec.epsilon,
-            fused=True,
-        )
+    It works on the slot's flat tensors: one parameter a group, of which there are four at most.
+    """
+
+    def __init__(self, flat: Flat, spec: TrainSpec) -> None:
+        self._flat, self._clip = flat, spec.gradient_clip
+        self._members: dict[tuple[int, int], nn.Parameter] = {}
+        self._rates: list[float] = []
+        groups = []
+        for (head, matrix), (start, stop) in flat.groups.items():
+            member = nn.Parameter(flat.values[start:stop])
+            member.grad = flat.gradients[start:stop]
+            self._members[start, stop] = member
+            rate = spec.head_learning_rate if head and spec.head_learning_rate else spec.learning_rate
+            self._rates.append(rate)
+            groups.append({"params": [member], "lr": rate, "weight_decay": spec.weight_decay if matrix else 0.0})
+        self._adamw = torch.optim.AdamW(groups, betas=(spec.beta1, spec.beta2), eps=spec.epsilon, fused=True)
 
     @property
-    def gradients(self) -> list[torch.Tensor]:
-        """Every parameter's gradient in the order of names; zeros where nothing has flowed."""
-        for parameter in self._parameters.values():
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        return [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
+    def gradients(self) -> torch.Tensor:
+        """Every parameter's gradient behind each other, fp32."""
+        return self._flat.gradients
 
     def forget(self) -> None:
-        """Drop all gradients."""
-        self._adamw.zero_grad(set_to_none=True)
+        """Set all gradients to zero."""
+        self._flat.gradients.zero_()
 
     def shrink(self, scale: float) -> None:
         """Divide all gradients by the scale of the loss they came from."""
         if scale != 1.0:
-            for gradient in self.gradients:
-                gradient.div_(scale)
+            self._flat.gradients.div_(scale)
 
     def norm(self) -> torch.Tensor:
         """The Euclidean norm of all gradients together, a scalar tensor."""
-        return nn.utils.get_total_norm(self.gradients)
+        norm: torch.Tensor = torch.linalg.vector_norm(self._flat.gradients)
+        return norm
 
-    def apply(self, factor: float, norm: torch.Tensor) -> None:
+    def apply(self, factor: float, norm: float) -> None:
         """One AdamW step at `factor` times the rates, gradients scaled down to the clipping norm first."""
-        if self._clip is not None:
-            nn.utils.clip_grads_with_norm_(list(self._parameters.values()), self._clip, norm)
+        if self._clip is not None and norm > self._clip:
+            self._flat.gradients.mul_(self._clip / norm)
         for group, rate in zip(self._adamw.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
         self._adamw.step()
 
     def moments(self) -> dict[str, torch.Tensor]:
-        """`first/NAME` and `second/NAME`: what AdamW remembers; empty before the first step."""
+        """`first/NAME` and `second/NAME`: what AdamW remembers, flat; empty before the first step."""
         kept = {}
-        for name, parameter in self._parameters.items():
-            if state := self._adamw.state.get(parameter):
-                kept[f"first/{name}"], kept[f"second/{name}"] = state["exp_avg"], state["exp_avg_sq"]
+        for name, (start, stop) in self._flat.ranges.items():
+            group, member = self._group_of(start)
+            if state := self._adamw.state.get(member):
+                kept[f"first/{name}"] = state["exp_avg"][start - group : stop - group].clone()
+                kept[f"second/{name}"] = state["exp_avg_sq"][start - group : stop - group].clone()
         return kept
 
     def restore(self, moments: Mapping[str, torch.Tensor], steps: int) -> None:
         """Continue after `steps` steps from what `moments` gave."""
-        for name, parameter in self._parameters.items():
-            if f"first/{name}" in moments:
-                self._adamw.state[parameter] = {
-                    "step": torch.tensor(float(steps), device=parameter.device),
-                    "exp_avg": moments[f"first/{name}"].to(parameter.device).clone(),
-                    "exp_avg_sq": moments[f"second/{name}"].to(parameter.device).clone(),
-                }
+        if not moments.keys() & {f"first/{name}" for name in self._flat.ranges}:
+            return
+        for member in self._members.values():
+            self._adamw.state[member] = {
+                "step": torch.tensor(float(steps), device=member.device),
+                "exp_avg": torch.zeros_like(member),
+                "exp_avg_sq": torch.zeros_like(member),
+            }
+        for name, (start, stop) in self._flat.ranges.items():
+            group, member = self._group_of(start)
+            for role, key in (("first", "exp_avg"), ("second", "exp_avg_sq")):
+                self._adamw.state[member][key][start - group : stop - group].copy_(
+                    moments[f"{role}/{name}"].reshape(-1)
+                )
+
+    def _group_of(self, at: int) -> tuple[int, nn.Parameter]:
+        """Where the group begins that holds position `at`, and its parameter."""
+        return next((start, member) for (start, stop), member in self._members.items() if start <= at < stop)
