@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from petl_ray.bank.slot import LivePart
 from petl_ray.models.products import linear
 
-
 DOWN, UP = "lora_A.weight", "lora_B.weight"  # [rank, in], [out, rank]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +18,23 @@ from petl_ray.methods.parts import Part, first_value
 from petl_ray.methods.table import all_parts
 
 
+class Group(NamedTuple):
+    """What an optimizer may treat alike: of the head or not, vectors or matrices, LoRA's B or not."""
+
+    head: bool
+    vector: bool
+    up: bool
+
+
 @dataclass(frozen=True)
 class Flat:
-    """A slot's parameters and gradients, fp32 [all of them]; `ranges` says where each lies, `groups` where the members
-    of one group lie together: (head?, matrix?) → begin and end."""
+    """A slot's parameters and gradients, fp32 [all of them]; `ranges` says where each lies (begin, end), `groups` where
+    those of one group lie together."""
 
     values: Tensor
     gradients: Tensor
     ranges: Mapping[str, tuple[int, int]]
-    groups: Mapping[tuple[bool, bool], tuple[int, int]]
+    groups: Mapping[Group, tuple[int, int]]
 
 
 @dataclass
@@ -103,17 +111,17 @@ def make_slot(wiring: Wiring, method: Any, labels: int, seed: int, device: torch
 
 
 def _flat(firsts: Mapping[str, Tensor], heads: frozenset[str], device: torch.device) -> Flat:
-    """First values behind each other: matrices before vectors, those of the head last; by name within a group."""
+    """First values behind each other, group by group, by name within a group."""
 
-    def group(name: str) -> tuple[bool, bool]:
-        return name in heads, firsts[name].dim() > 1
+    def group(name: str) -> Group:
+        return Group(name in heads, firsts[name].dim() == 1, name.endswith(".lora_B.weight"))
 
-    names = sorted(firsts, key=lambda name: (name in heads, firsts[name].dim() == 1, name))
+    names = sorted(firsts, key=lambda name: (group(name), name))
     values = (
         torch.cat([firsts[name].reshape(-1) for name in names]).to(device) if names else torch.zeros(0, device=device)
     )
     ranges: dict[str, tuple[int, int]] = {}
-    groups: dict[tuple[bool, bool], tuple[int, int]] = {}
+    groups: dict[Group, tuple[int, int]] = {}
     at = 0
     for name in names:
         ranges[name] = (at, at + firsts[name].numel())

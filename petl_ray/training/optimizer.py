@@ -12,9 +12,10 @@ from petl_ray.training.spec import TrainSpec
 
 
 class SlotOptimizer:
-    """One slot's optimizer. Matrices decay, vectors (biases, layer norms) do not; heads may have their own rate.
+    """One slot's optimizer. Matrices decay, vectors (biases, layer norms) do not; heads and LoRA's B may have their own
+    rate.
 
-    It works on the slot's flat tensors: one parameter a group, of which there are four at most.
+    It works on the slot's flat tensors: one parameter a group, of which there are five at most.
     """
 
     def __init__(self, flat: Flat, spec: TrainSpec) -> None:
@@ -22,13 +23,13 @@ class SlotOptimizer:
         self._members: dict[tuple[int, int], nn.Parameter] = {}
         self._rates: list[float] = []
         groups = []
-        for (head, matrix), (start, stop) in flat.groups.items():
+        for group, (start, stop) in flat.groups.items():
             member = nn.Parameter(flat.values[start:stop])
             member.grad = flat.gradients[start:stop]
             self._members[start, stop] = member
-            rate = spec.head_learning_rate if head and spec.head_learning_rate else spec.learning_rate
-            self._rates.append(rate)
-            groups.append({"params": [member], "lr": rate, "weight_decay": spec.weight_decay if matrix else 0.0})
+            rate = spec.head_learning_rate if group.head and spec.head_learning_rate else spec.learning_rate
+            self._rates.append(rate * spec.lora_plus if group.up else rate)
+            groups.append({"params": [member], "weight_decay": 0.0 if group.vector else spec.weight_decay})
         self._adamw = torch.optim.AdamW(groups, betas=(spec.beta1, spec.beta2), eps=spec.epsilon, fused=True)
 
     @property

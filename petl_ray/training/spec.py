@@ -25,6 +25,9 @@ class TrainSpec(Spec):
     method: MethodSpec = LoraSpec()
     learning_rate: float = Field(default=1e-3, gt=0, le=1.0)
     head_learning_rate: float | None = Field(default=None, gt=0, le=1.0, description="None: the learning rate")
+    lora_plus: float = Field(
+        default=1.0, ge=1, le=256, description="learning rate of LoRA's B over that of its A (LoRA+, Hayou et al. 2024)"
+    )
     epochs: float = Field(default=3.0, gt=0, le=1000)
     batch_size: int = Field(default=16, ge=1, le=65536)
     gradient_accumulation: int = Field(default=1, ge=1, le=4096)
@@ -73,6 +76,11 @@ class TrainSpec(Spec):
         if "{prompt}" not in self.template:
             raise ValueError(
                 f"template: got {self.template!r}; without {{prompt}} every row would look the same. Add {{prompt}}"
+            )
+        if self.method.kind != "lora" and self.lora_plus != 1.0:
+            raise ValueError(
+                f"lora_plus: got {self.lora_plus:g} with method {self.method.kind}; only a LoRA has an A and a B. "
+                "Leave it out or choose kind lora"
             )
         if self.method.kind == "head" and self.gradient_checkpointing:
             raise ValueError(

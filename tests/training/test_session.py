@@ -162,6 +162,22 @@ def test_micro_batches_change_nothing_but_rounding(
     assert _distance(_weights(session, "plain", tmp_path / "a"), _weights(session, "cut", tmp_path / "b")) < 2e-5
 
 
+def test_lora_plus_steps_b_further_than_a(base: LockedBase, moods: Path) -> None:
+    """AdamW's first step is as long as the rate, whatever the gradient; B is the one that has a gradient then."""
+    moved = {}
+    for ratio in (1.0, 8.0):
+        spec = recipe(base, lora_plus=ratio, warmup_share=0.0, schedule="constant")
+        session = open_session(spec, 1, 1)
+        session.admit("a", spec, moods)
+        before = session._bank.state(0)
+        session.aim("a", 1.0)
+        session.turn()
+        after = session._bank.state(0)
+        moved[ratio] = {name: float((after[name] - before[name]).abs().max()) for name in before}
+    for name, step in moved[1.0].items():
+        assert moved[8.0][name] == pytest.approx(step * (8.0 if "lora_B" in name else 1.0), rel=1e-2), name
+
+
 def test_gradient_checkpointing_changes_nothing(base: LockedBase, moods: Path) -> None:
     losses = []
     for again in (False, True):
