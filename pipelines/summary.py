@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ class TaskSummary(BaseModel):
     """One task's line. Scores are on held-out rows, in `metric`; differences are paired over the same rows.
 
     `recipe` is what was put forward: method, rank or size, targets, learning rate. `tuning_gain` is the validation score
-    of the winner minus that of the default recipe, trial 0. Shares are parts of 1.
+    of the winner minus that of the default recipe, trial 0. Shares are parts of 1. `sample` is a held-out row and
+    `sample_label` its true label, None where rows have none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,6 +35,7 @@ class TaskSummary(BaseModel):
     task: str
     task_type: str
     sample: str
+    sample_label: str | None = None
     recipe: dict[str, Any]
     metric: str
     mode: str
@@ -75,13 +77,27 @@ class Summary(BaseModel):
         return not self.failures
 
     @classmethod
-    def unchanged(cls, earlier: Mapping[str, Any], run_id: str) -> Summary:
+    def unchanged(cls, earlier: Mapping[str, Any], run_id: str, champions: Mapping[str, tuple[int, str]]) -> Summary:
         """The summary of an earlier run, said again because nothing it depends on has changed.
 
-        What it served may have ended with it, so there is no endpoint to be asked.
+        Names may have been moved since: what is told of them follows from today's `champions` (task -> version, adapter
+        digest). What the earlier run served may have ended with it, so there is no endpoint to be asked.
         """
         note = f"nothing to do: data, base and plan are those of run {run_id}"
-        return cls.model_validate(dict(earlier)).model_copy(update={"note": note, "endpoint": None})
+        summary = cls.model_validate(dict(earlier))
+        tasks = tuple(_standing_today(task, champions.get(task.task)) for task in summary.tasks)
+        return summary.model_copy(update={"tasks": tasks, "note": note, "endpoint": None})
+
+
+def _standing_today(task: TaskSummary, champion: tuple[int, str] | None) -> TaskSummary:
+    """The task's line with what its name means today in the place of what the gate said in its time."""
+    if champion is not None and champion[1] == task.adapter_digest:
+        said = f"version {champion[0]} is the champion today."
+        return task.model_copy(update={"version": champion[0], "status": "champion", "reasons": (said,)})
+    status = "registered" if task.status == "champion" else task.status
+    holder = f"version {champion[0]}" if champion else "no version"
+    said = f"{holder} is the champion today; what this plan put forward, version {task.version}, is {status}."
+    return task.model_copy(update={"status": status, "reasons": (said,)})
 
 
 def summarize(
@@ -104,7 +120,7 @@ def summarize(
             rows.append(
                 _row(key, plan.tasks[key], best.get(key), candidates[key], reports[key], releases.get(key)).model_copy(
                     update={
-                        "sample": _sample(run.fetch(datasets[key]) / "test.jsonl"),
+                        **_sample(run.fetch(datasets[key]) / "test.jsonl", datasets[key].labels),
                         "seconds": sum(float(one.about.get("seconds", 0.0)) for one in (*made, *mine)),
                     }
                 )
@@ -130,11 +146,13 @@ def _exit_code(run: Run) -> int:
     return codes.pop() if len(codes) == 1 else int(bool(codes))
 
 
-def _sample(rows: Path) -> str:
-    """The first held-out row, to ask the endpoint with."""
+def _sample(rows: Path, labels: Sequence[str]) -> dict[str, str | None]:
+    """The first held-out row, to ask the endpoint with, and the label it bears."""
     with rows.open(encoding="utf-8") as lines:
         row = json.loads(next(lines))
-    return str(row["text"] if "text" in row else row["prompt"])
+    if "text" not in row:
+        return {"sample": str(row["prompt"]), "sample_label": None}
+    return {"sample": str(row["text"]), "sample_label": labels[row["label"]]}
 
 
 def _row(

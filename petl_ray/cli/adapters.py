@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import getpass
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -47,15 +47,15 @@ def history(
 
     rows = adapters.history(Home.at(home).database_url, task, limit)
     if not as_json:
-        rows = [{**row, "when": moment(row["at"])} for row in rows]
-    columns = ["when", "task", "action", "version", "previous_version", "actor", "run_id"]
+        rows = [{**row, "when": moment(row["at"]), "action": _done(row), "reason": _given(row)} for row in rows]
+    columns = ["when", "task", "action", "version", "previous_version", "actor", "run_id", "reason"]
     show(rows, columns, as_json, "Nothing has been judged yet.")
 
 
 @app.command("why")
 def why(
     task: Task,
-    version: Annotated[int | None, typer.Argument(help="The version (default: the champion).")] = None,
+    version: Annotated[int | None, typer.Argument(help="The version (default: the champion, or the newest).")] = None,
     home: HomePath = None,
     as_json: AsJson = False,
 ) -> None:
@@ -67,8 +67,10 @@ def why(
     if as_json:
         print_json(rows)
         return
+    if not any(row["action"] in ("promote", "rollback") for row in rows) and version is None:
+        remark(f"{task} has no champion; this is what was said of its newest version.")
     for row in rows:
-        typer.echo(f"{moment(row['at'])}  {row['action']} {row['task']} version {row['version']} by {row['actor']}")
+        typer.echo(f"{moment(row['at'])}  {_done(row)} {row['task']} version {row['version']} by {row['actor']}")
         for reason in row["reasons"]:
             typer.echo(f"  {reason}")
         for name, value in row["lineage"].items():
@@ -125,6 +127,16 @@ def reconcile(home: HomePath = None, as_json: AsJson = False) -> None:
         print_json(repairs)
     else:
         remark(f"{len(repairs)} aliases repaired.")
+
+
+def _done(row: dict[str, Any]) -> str:
+    """The action of a row; `kept` where a name was given what it meant already."""
+    return str(row["action"]) if row["moved"] or row["action"] not in ("promote", "rollback") else "kept"
+
+
+def _given(row: dict[str, Any]) -> str:
+    """The reason that a person gave; the gate's sentences are told by `why`."""
+    return "; ".join(row["reasons"]) if row["by_hand"] else ""
 
 
 def _moved(row: dict[str, object], as_json: bool) -> None:

@@ -12,7 +12,7 @@ import typer  # noqa: E402 - after hush, so that whatever it pulls in is quiet
 
 from petl_ray import __version__  # noqa: E402
 from petl_ray.cli import adapters, plans, running, runs, schedules, serving, submitting  # noqa: E402
-from petl_ray.cli.screen import complain  # noqa: E402
+from petl_ray.cli.screen import complain, print_json, told_of  # noqa: E402
 from petl_ray.errors import PetlRayError  # noqa: E402
 
 app = typer.Typer(
@@ -51,6 +51,8 @@ def main() -> None:
         app()
     except PetlRayError as error:
         complain(str(error))
+        if "--json" in sys.argv[1:]:
+            print_json({"error": told_of(error)})
         sys.exit(error.exit_code)
     except SystemExit as leaving:
         cause = leaving.__context__.__cause__ if leaving.__context__ else None

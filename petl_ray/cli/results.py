@@ -120,7 +120,9 @@ def _samples(summary: Summary, url: str) -> dict[str, dict[str, Any]]:
     for task in summary.tasks:
         ask = complete if task.task_type == "causal_lm" else predict
         try:
-            answers[task.task] = {"input": task.sample, **ask(url, task.task, [task.sample])[0]}
+            answer = ask(url, task.task, [task.sample])[0]
+            labelled = {"labelled": task.sample_label} if task.sample_label is not None else {}
+            answers[task.task] = {"input": task.sample, **labelled, **answer}
         except NotFoundError:
             continue  # refused, and never had a champion: no name stands for it
         except PetlRayError as error:
@@ -131,6 +133,7 @@ def _samples(summary: Summary, url: str) -> dict[str, dict[str, Any]]:
 def _print_samples(url: str, samples: dict[str, dict[str, Any]], serve: str | None) -> None:
     for task, answer in samples.items():
         said = f"{answer['label']} ({answer['score']:.2f})" if "label" in answer else repr(answer["text"])
+        said += f", labelled {answer['labelled']}" if "labelled" in answer else ""
         version = answer["provenance"]["version"]
         out.print(f"{task} v{version}: {answer['input']!r} -> {said}", markup=False, soft_wrap=True)
     for task, answer in list(samples.items())[:1]:

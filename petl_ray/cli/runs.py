@@ -34,7 +34,7 @@ def ls(
         ]
     show(
         rows,
-        ["id", "pipeline", "state", "owner", "started", "ended", "steps"],
+        ["id", "plan", "pipeline", "state", "owner", "started", "ended", "steps"],
         as_json,
         "No run yet: petl-ray run PLAN.",
     )
@@ -49,9 +49,15 @@ def details(run_id: RunId, home: HomePath = None, as_json: AsJson = False) -> No
     if as_json:
         print_json(row)
         return
-    typer.echo(f"{row['id']}  {row['state']}  {row['pipeline']}  {row['owner']}  {moment(row['started_at'])}")
+    typer.echo(
+        f"{row['id']}  {row['state']}  {row['plan']}  {row['pipeline']}  {row['owner']}  {moment(row['started_at'])}"
+    )
     if row["error"]:
         typer.echo(f"  {row['error'].get('what')}: {row['error'].get('found')}")
+    if note := (row["summary"] or {}).get("note"):
+        typer.echo(f"  {note}")
+    if not row["steps"]:
+        return
     steps = []
     for step in row["steps"]:
         began, ended = step["started_at"], step["ended_at"]

@@ -46,7 +46,7 @@ def add(
     if as_json:
         print_json({**vars(schedule), "next": tick})
     else:
-        remark(f"{name}: {cron} ({timezone}), next at {moment(tick)}.")
+        remark(f"{name}: {cron} ({timezone}), next at {moment(tick, timezone)}.")
 
 
 @app.command("ls")
@@ -86,11 +86,14 @@ def upcoming(
     from petl_ray import scheduling
     from petl_ray.orchestration.home import Home, opened
 
-    ticks = scheduling.next_ticks(opened(Home.at(home)).database, count)
+    database = opened(Home.at(home)).database
+    ticks = scheduling.next_ticks(database, count)
     if as_json:
         print_json(ticks)
-    else:
-        print_table(["schedule", "ticks"], [[name, ", ".join(map(moment, times))] for name, times in ticks.items()])
+        return
+    zones = {schedule.name: schedule.timezone for schedule in scheduling.schedules(database)}
+    told = [[name, ", ".join(moment(tick, zones.get(name)) for tick in times)] for name, times in ticks.items()]
+    print_table(["schedule", "ticks"], told)
 
 
 def scheduler(home: HomePath = None) -> None:

@@ -6,9 +6,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from rich.console import Console
 from rich.table import Table
+
+from petl_ray.errors import PetlRayError
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -17,6 +20,12 @@ err = Console(stderr=True, highlight=False)
 def complain(text: str) -> None:
     """An error, to stderr, without markup."""
     err.print(text, style="red", markup=False, soft_wrap=True)
+
+
+def told_of(error: PetlRayError) -> dict[str, Any]:
+    """An error for programs: its kind and exit code, the four parts of its message, and the whole."""
+    parts = {name: getattr(error, name) for name in ("what", "found", "why", "do")}
+    return {"kind": type(error).__name__, "exit_code": error.exit_code, **parts, "message": str(error)}
 
 
 def remark(text: str) -> None:
@@ -63,9 +72,12 @@ def told(value: Any) -> str:
     return str(value)
 
 
-def moment(seconds: float | None) -> str:
-    """Seconds since 1970 as local time."""
-    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S") if seconds else ""
+def moment(seconds: float | None, zone: str | None = None) -> str:
+    """Seconds since 1970 as local time; with `zone` as the time there, and the zone's name behind it."""
+    if not seconds:
+        return ""
+    there = datetime.fromtimestamp(seconds, ZoneInfo(zone) if zone else None).strftime("%Y-%m-%d %H:%M:%S")
+    return f"{there} {zone}" if zone else there
 
 
 def size(count_bytes: float) -> str:

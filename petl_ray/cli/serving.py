@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -62,15 +63,28 @@ def predict(
         return
     for answer in answers:
         said = answer["text"] if completion else f"{answer['label']}\t{answer['score']:.4f}"
-        out.print(said, markup=False, soft_wrap=True)
+        out.print(f"{said}\t{answered_by(answer)}", markup=False, soft_wrap=True)
 
 
 def _lines(file: Path | None) -> list[str]:
     from petl_ray.errors import DataError
 
-    if file is None or str(file) == "-":
-        return [line for line in sys.stdin.read().splitlines() if line.strip()]
+    stdin = file is None or str(file) == "-"
     try:
-        return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        text = sys.stdin.read() if stdin else Path(str(file)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(str(file), f"cannot be read ({error})", do="Give a UTF-8 text file") from None
+    lines = text.removesuffix("\n").split("\n")
+    blank = next((number for number, line in enumerate(lines, 1) if not line.strip()), None)
+    if blank is not None:
+        name = "standard input" if stdin else str(file)
+        raise DataError(
+            f"{name} line {blank}", "is blank", "each line is a text, and gets one line of answer", "Remove it"
+        )
+    return lines
+
+
+def answered_by(answer: Mapping[str, Any]) -> str:
+    """What gave an answer, for people: task, version and the beginning of the adapter's digest."""
+    about = answer["provenance"]
+    return f"{about['task']} v{about['version']} {about['adapter'][:12]}"

@@ -17,7 +17,7 @@ _SHOWN = ("id", "pipeline", "state", "owner", "plan_digest", "created_at", "star
 
 
 def ls(home: Home, limit: int = 50) -> list[dict[str, Any]]:
-    """The newest runs first: id, pipeline, state (RESUMABLE included), owner, times, error, and steps by state."""
+    """The newest runs first: id, plan (its name), pipeline, state (RESUMABLE included), owner, times, error, steps."""
     place = opened(home)
     with place.database.read() as conn:
         rows = conn.execute(select(runs).order_by(runs.c.created_at.desc()).limit(limit)).all()
@@ -176,6 +176,7 @@ def _state(row: Any, held: dict[str, str]) -> str:
 
 def _shown(row: Any, held: dict[str, str]) -> dict[str, Any]:
     return {name: getattr(row, name) for name in _SHOWN} | {
+        "plan": (row.locked or {}).get("name"),
         "state": _state(row, held),
         "cancel_requested": bool(row.cancel_requested),
     }

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from petl_ray.errors import PlanError
 
 UNKNOWN_KEY = "unknown key"
+DOCUMENT_KEYS = {"defaults", "include"}  # at the top of a plan's file, and gone before it is validated
 
 _Keys = tuple[int | str, ...]
 
@@ -85,6 +86,11 @@ def _line(keys: _Keys, error: Mapping[str, Any], model: type[BaseModel], where: 
     what = f"{where}: {path}" if where and path else path or where or "the plan"
     if kind == "extra_forbidden":
         known = _fields_at(model, error["loc"][:-1])
+        if len(keys) == 1 and "tasks" in known:  # the top of a plan
+            if keys[0] in _fields_at(model, ("tasks", "NAME")):
+                do = f"Write defaults.{path}, for every task, or tasks.NAME.{path}"
+                return _Line((what, UNKNOWN_KEY, "it belongs to a task", do))
+            known |= DOCUMENT_KEYS
         hint = near(str(keys[-1]), known)
         do = f"Did you mean {hint}?" if hint else (f"Known here: {', '.join(sorted(known))}" if known else "Remove it")
         return _Line((what, UNKNOWN_KEY, "", do))

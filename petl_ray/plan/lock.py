@@ -7,8 +7,9 @@ from functools import cache
 
 from petl_ray import data
 from petl_ray.artifact import Adapter
+from petl_ray.errors import BaseModelError
 from petl_ray.models import resolve
-from petl_ray.models.spec import LockedBase, Precision
+from petl_ray.models.spec import BaseSpec, LockedBase, Precision
 from petl_ray.orchestration.verbs import VERBS
 from petl_ray.plan.locked import LockedPlan, LockedTask
 from petl_ray.plan.spec import Plan, TaskPlan
@@ -27,7 +28,7 @@ def lock(
     leaves it open asks. Raises DataError, BaseModelError or PlanError for what cannot be resolved, before anything is
     paid.
     """
-    base = resolve(plan.base, auto_precision)
+    base = _resolved(plan.base, auto_precision)
     lost = cache(why_lost)  # the champions of many tasks share a base
 
     def measurable(key: str, task: TaskPlan) -> Adapter | None:
@@ -44,6 +45,16 @@ def lock(
         serving=plan.serving,
         verbs={verb.name: verb.version for verb in VERBS},
     )
+
+
+def _resolved(base: BaseSpec, auto_precision: Callable[[], Precision] | None) -> LockedBase:
+    """As `resolve`; who has no such base is told how a plan is run on another."""
+    try:
+        return resolve(base, auto_precision)
+    except BaseModelError as error:
+        do = f"{error.do} Or" if error.do.endswith((".", "?")) else f"{error.do}, or" if error.do else "You may"
+        do = f"{do} name another base: --set base.source=DIR"
+        raise BaseModelError(error.what, error.found, error.why, do, **error.extra) from error
 
 
 def _lock_task(task: TaskPlan, base: LockedBase, champion: Adapter | None) -> LockedTask:

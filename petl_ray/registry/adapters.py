@@ -23,23 +23,38 @@ from petl_ray.store import Database, open_database
 
 
 def ls(database_url: str, task: str | None = None) -> list[dict[str, Any]]:
-    """Every version that was judged, newest first within its task; `champion` marks what the task's name means."""
+    """Every version that was judged, newest first within its task; `champion` marks what the task's name means.
+
+    `status` is champion, rolled back (by a person, and not brought back), former (was champion once) or refused. Raises
+    NotFoundError for a task that nobody knows.
+    """
     database = open_database(database_url)
+    rows = promotions.history(database, task)
+    if task is not None and not rows:
+        raise _unknown(database, task)
     standing = promotions.champions(database)
+    gone = {name: promotions.undone(database, name) for name in {row.task for row in rows}}
     newest: dict[tuple[str, int], Promotion] = {}
-    for row in promotions.history(database, task):
+    were = set[tuple[str, int]]()
+    for row in rows:
         if row.action != "propose":
             newest.setdefault((row.task, row.version), row)
+        if row.moved:
+            were.add((row.task, row.version))
     listed = []
     for (name, version), row in sorted(newest.items(), key=lambda item: (item[0][0], -item[0][1])):
         adapter = row.release.adapter
         champion = standing.get(name)
+        stands = champion is not None and champion.version == version
+        status: str = "champion" if stands else "former" if (name, version) in were else row.release.status
+        if not stands and row.adapter_digest in gone[name]:
+            status = "rolled back"
         listed.append(
             {
                 "task": name,
                 "version": version,
-                "champion": champion is not None and champion.version == version,
-                "status": row.release.status,
+                "champion": stands,
+                "status": status,
                 "adapter_digest": row.adapter_digest,
                 "base_digest": adapter.base.digest,
                 "method": adapter.method,
@@ -61,11 +76,15 @@ def history(database_url: str, task: str | None = None, limit: int | None = None
 
 
 def why(database_url: str, task: str, version: int | None = None) -> list[dict[str, Any]]:
-    """All that was said of one version (by default the champion), newest first. Raises NotFoundError.
+    """All that was said of one version, newest first: by default of the champion, or of the newest where none is.
 
+    Raises NotFoundError for a task or a version that nobody knows.
     `lineage` says what the version was made from, and by which run of which plan (see `petl_ray.registry.lineage`).
     """
-    rows = promotions.why(open_database(database_url), task, version)
+    database = open_database(database_url)
+    if task not in promotions.tasks(database):
+        raise _unknown(database, task)
+    rows = promotions.why(database, task, version)
     return [{**_told(row), "lineage": in_order(row.release.about.get("lineage", {}))} for row in rows]
 
 
@@ -141,6 +160,7 @@ def _told(row: Promotion) -> dict[str, Any]:
         "previous_version": row.previous_version,
         "previous_digest": row.previous_digest,
         "moved": row.moved,
+        "by_hand": row.by_hand,
         "actor": row.actor,
         "run_id": row.run_id,
         "reasons": list(row.reasons),
@@ -151,5 +171,7 @@ def _told(row: Promotion) -> dict[str, Any]:
 def _unknown(database: Database, task: str) -> NotFoundError:
     known = promotions.tasks(database)
     near = get_close_matches(task, known, n=1)
-    hint = f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join(known) or 'none yet'}"
+    hint = f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join(known)}"
+    if not known:
+        hint = "No adapter is registered yet: `petl-ray run` a plan"
     return NotFoundError(task, "nothing was ever registered under this name", do=hint)

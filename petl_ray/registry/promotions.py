@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Literal
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, and_, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from petl_ray.artifact import Release
@@ -62,6 +63,11 @@ class Promotion:
         """Whether the name meant another adapter before."""
         return self.action in ("promote", "rollback") and self.adapter_digest != self.previous_digest
 
+    @property
+    def by_hand(self) -> bool:
+        """Whether a person said what the name means, and no run: then the reasons are what that person gave."""
+        return self.action in ("promote", "rollback") and self.run_id is None
+
 
 @dataclass(frozen=True)
 class Request:
@@ -73,7 +79,8 @@ class Request:
     run_id: str | None = None
 
 
-Judge = Callable[[Named | None], tuple[Action, tuple[str, ...]]]
+# What the name means now, and the rollback that took it from the adapter asked about, if that still stands.
+Judge = Callable[[Named | None, Promotion | None], tuple[Action, tuple[str, ...]]]
 
 
 def champion(database: Database, task: str) -> Named | None:
@@ -99,16 +106,17 @@ def history(database: Database, task: str | None = None, limit: int | None = Non
 
 
 def why(database: Database, task: str, version: int | None = None) -> list[Promotion]:
-    """All that was said of one version, newest first; of the champion where no version is given.
+    """All that was said of one version, newest first; by default of the champion, or where there is none, of the newest.
 
-    Raises NotFoundError if the task has no champion or the version was never judged.
+    Raises NotFoundError if the task or the version was never judged.
     """
+    rows = history(database, task)
     if version is None:
         standing = champion(database, task)
-        if standing is None:
-            raise NotFoundError(task, "no champion", "nothing was ever promoted under this name", "Run `petl-ray run`")
-        version = standing.version
-    said = [row for row in history(database, task) if row.version == version]
+        if standing is None and not rows:
+            raise NotFoundError(task, "no champion", "nothing was ever judged under this name", "Run `petl-ray run`")
+        version = standing.version if standing else max(rows, key=lambda row: (row.action == "refuse", row.id)).version
+    said = [row for row in rows if row.version == version]
     if not said:
         raise NotFoundError(
             f"{task} version {version}", "no promotion row", "the gate never judged it", "See `petl-ray adapters ls`"
@@ -119,9 +127,9 @@ def why(database: Database, task: str, version: int | None = None) -> list[Promo
 def judged(database: Database, request: Request, judge: Judge) -> Promotion:
     """Ask `judge` about the champion of the moment and write its answer, moving the name where it says so.
 
-    `judge` gets what the name means now and answers with an action and its reasons; it is asked again if the name moved
-    meanwhile. A key that was answered before gives that answer again. Raises ConflictError if the key was used for
-    another adapter.
+    `judge` gets what the name means now, and the rollback from the adapter asked about that still stands, if any; it
+    answers with an action and its reasons, and is asked again if the name moved meanwhile. A key that was
+    answered before gives that answer again. Raises ConflictError if the key was used for another adapter.
     """
     for _ in range(_ATTEMPTS):
         try:
@@ -129,7 +137,8 @@ def judged(database: Database, request: Request, judge: Judge) -> Promotion:
                 if before := _answered(connection, request):
                     return before
                 standing = _standing(connection, request.release.task)
-                action, reasons = judge(standing)
+                undone = _undone(connection, request.release.task, request.release.adapter.digest)
+                action, reasons = judge(standing, undone)
                 row = _write(connection, database, request, standing, action, reasons)
                 if (
                     action in ("promote", "rollback")
@@ -146,10 +155,12 @@ def judged(database: Database, request: Request, judge: Judge) -> Promotion:
 
 
 def by_gate(decide: Callable[[str | None], Decision]) -> Judge:
-    """A judge that asks the gate: `decide(digest of the champion)`."""
+    """A judge that asks the gate: `decide(digest of the champion)`. What a person rolled back from is refused anyway."""
 
-    def judge(standing: Named | None) -> tuple[Action, tuple[str, ...]]:
+    def judge(standing: Named | None, undone: Promotion | None) -> tuple[Action, tuple[str, ...]]:
         decision = decide(standing.adapter_digest if standing else None)
+        if undone is not None and (standing is None or standing.adapter_digest != undone.previous_digest):
+            return "refuse", (_why_undone(undone), *decision.reasons)
         return ("promote" if decision.status == "champion" else "refuse"), decision.reasons
 
     return judge
@@ -158,7 +169,7 @@ def by_gate(decide: Callable[[str | None], Decision]) -> Judge:
 def by_hand(reason: str, action: Action = "promote", expected: int | None = None) -> Judge:
     """A judge that does what a person asked, if the name still means version `expected` (where one is given)."""
 
-    def judge(standing: Named | None) -> tuple[Action, tuple[str, ...]]:
+    def judge(standing: Named | None, _: Promotion | None) -> tuple[Action, tuple[str, ...]]:
         if expected is not None and (standing is None or standing.version != expected):
             raise ConflictError(
                 standing.task if standing else "champion",
@@ -184,8 +195,12 @@ def earlier_champion(database: Database, task: str, to: int | None = None) -> Re
         rise = next((row for row in moves if row.action == "promote" and row.version == standing.version), None)
         to = rise.previous_version if rise else None
         if to is None:
+            others = ", ".join(str(number) for number in sorted({row.version for row in moves} - {standing.version}))
             raise NotFoundError(
-                f"{task} version {standing.version}", "no champion before it", "it was the first", "Name a version"
+                f"{task} version {standing.version}",
+                "no champion before it",
+                "it was the first" if others else "it was the first, so there is nothing to go back to",
+                f"Name another that was champion with `--to`: {others}" if others else "",
             )
     found = next((row for row in moves if row.version == to), None)
     if found is None:
@@ -210,6 +225,14 @@ def release_of(database: Database, task: str, version: int) -> Release | None:
     with database.read() as connection:
         found = connection.execute(query).scalar()
     return Release.model_validate(found) if found else None
+
+
+def undone(database: Database, task: str) -> set[str]:
+    """The digests of the adapters that a person rolled back from, and that no person brought back since."""
+    left = select(promotions.c.previous_digest).where(promotions.c.task == task, promotions.c.action == "rollback")
+    with database.read() as connection:
+        digests = connection.execute(left.distinct()).scalars().all()
+        return {digest for digest in digests if digest is not None and _undone(connection, task, digest)}
 
 
 def tasks(database: Database) -> list[str]:
@@ -237,7 +260,7 @@ def unprojected(database: Database, task: str) -> list[Promotion]:
 
 def propose(database: Database, request: Request, reason: str) -> Promotion:
     """Record a wish that moves nothing: somebody pointed MLflow's alias elsewhere."""
-    return judged(database, request, lambda _: ("propose", (reason,)))
+    return judged(database, request, lambda *_: ("propose", (reason,)))
 
 
 def mark_projected(database: Database, task: str, promotion_id: int) -> None:
@@ -258,6 +281,24 @@ def _standing(connection: Connection, task: str) -> Named | None:
     query = _STANDING.where(names.c.task == task, names.c.alias == ALIAS)
     row = connection.execute(query).mappings().one_or_none()
     return _named(row) if row else None
+
+
+def _undone(connection: Connection, task: str, digest: str) -> Promotion | None:
+    """The newest rollback from adapter `digest`, unless a person made it the champion again since."""
+    left = and_(promotions.c.action == "rollback", promotions.c.previous_digest == digest)
+    named = and_(promotions.c.action.in_(("promote", "rollback")), promotions.c.adapter_digest == digest)
+    mine = promotions.c.task == task, promotions.c.alias == ALIAS, promotions.c.run_id.is_(None)
+    query = select(promotions).where(*mine, or_(left, named)).order_by(promotions.c.id.desc()).limit(1)
+    row = connection.execute(query).mappings().one_or_none()
+    return _promotion(row) if row is not None and row["adapter_digest"] != digest else None
+
+
+def _why_undone(row: Promotion) -> str:
+    day = datetime.fromtimestamp(row.at, UTC).date().isoformat()
+    return (
+        f"Version {row.previous_version} was rolled back by {row.actor} on {day}: {'; '.join(row.reasons).rstrip('.')}; "
+        f"`petl-ray adapters promote {row.task} {row.previous_version} --reason ...` brings it back."
+    )
 
 
 def _answered(connection: Connection, request: Request) -> Promotion | None:

@@ -61,7 +61,7 @@ def test_a_plan_says_why_something_would_be_computed_again(finished: tuple[Path,
 def test_runs_are_listed_and_shown(finished: tuple[Path, Any]) -> None:
     folder, _ = finished
     runs = said(folder, "runs", "ls", "--json")
-    assert {run["state"] for run in runs} == {"SUCCEEDED"}
+    assert {(run["state"], run["plan"]) for run in runs} == {("SUCCEEDED", "tiny")}
     shown = said(folder, "runs", "show", runs[-1]["id"], "--json")
     assert [step["state"] for step in shown["steps"]] == ["SUCCEEDED"] * 6
     assert said(folder, "runs", "logs", runs[-1]["id"], "--json") is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import socket
@@ -73,6 +74,32 @@ def test_an_option_that_nobody_knows(work: Path, asked: Ask) -> None:
     assert "--clutser" in said.err and "--cluster" in said.err
 
 
+@pytest.mark.parametrize("words", [("validate", "plan.yaml"), ("runs", "show", "nightly"), RUN])
+def test_an_error_is_json_too_where_json_is_asked(work: Path, asked: Ask, words: tuple[str, ...]) -> None:
+    (work / "plan.yaml").write_text("version: 1\nname: [")
+    said = asked(*words, "--json")
+    error = said.json["error"]
+    assert said.code == error["exit_code"] != 0
+    assert error["kind"] in ("PlanError", "NotFoundError") and error["what"] and error["found"]
+    assert error["message"] == said.err.strip()
+
+
+def test_a_cluster_that_is_neither_a_short_name_nor_a_file(work: Path, asked: Ask) -> None:
+    (work / "cluster").mkdir()
+    (work / "cluster" / "big.yaml").touch()
+    names = "Choose auto, local, none, or a YAML file: cluster/big.yaml."
+    refused(asked("plan", "plan.yaml", "--cluster", "foo"), 2, "--cluster foo", names)
+
+
+@pytest.mark.parametrize("given", ["--file", "-"])
+def test_a_blank_line_among_the_texts(work: Path, asked: Ask, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = "good day\n\nbad day\n"
+    (work / "texts").write_text(texts)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(texts))
+    name, told = ("-", "standard input line 2") if given == "-" else ("texts", "texts line 2")
+    refused(asked("predict", "mood", "--file", name), 3, told, "is blank")
+
+
 def test_a_data_file_that_is_missing(work: Path, asked: Ask) -> None:
     (work / "data" / "mood.jsonl").unlink()
     refused(asked(*RUN), 3, "mood.jsonl", "no file", "That folder is empty")
@@ -95,7 +122,7 @@ def test_a_row_without_its_label(work: Path, asked: Ask) -> None:
 
 def test_a_base_that_nobody_knows(work: Path, asked: Ask) -> None:
     refused(asked(*RUN, "--set", "base.source=package:no_such_base"), 4, "no_such_base")
-    refused(asked(*RUN, "--set", "base.source=elsewhere/base"), 4, "elsewhere/base")
+    refused(asked(*RUN, "--set", "base.source=elsewhere/base"), 4, "elsewhere/base", "--set base.source=DIR")
     nothing_was_recorded(work)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from petl_ray.artifact import Interval
 from petl_ray.cli.results import _print_samples, serve_command, tell
+from petl_ray.cli.serving import answered_by
 from petl_ray.cli.watching import Watch
 from pipelines.summary import Summary, TaskSummary
 
@@ -56,6 +57,11 @@ def test_a_server_that_does_not_answer_is_a_remark_beside_the_results(capsys: py
     assert json.loads(capsys.readouterr().out)["samples"] == {}
 
 
+def test_an_answer_names_the_version_and_the_digest_that_gave_it() -> None:
+    provenance = {"task": "mood", "version": 3, "adapter": "0123456789abcdef" * 4}
+    assert answered_by({"label": "glad", "score": 0.9, "provenance": provenance}) == "mood v3 0123456789ab"
+
+
 @pytest.mark.parametrize(
     ("plan", "settings", "home", "words"),
     [
@@ -81,9 +87,11 @@ def test_the_command_that_serves_again_listens_where_the_run_did(
 def test_what_to_try_is_what_the_task_answers(
     answer: dict[str, object], path: str, body: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    samples = {"mood": {"input": "it's good", **answer, "provenance": {"version": 3}}}
+    labelled = {"labelled": "sorry"} if "label" in answer else {}
+    samples = {"mood": {"input": "it's good", **labelled, **answer, "provenance": {"version": 3}}}
     _print_samples(URL, samples, "petl-ray serve plan.yaml")
-    _, invitation, curl = capsys.readouterr().out.splitlines()
+    told, invitation, curl = capsys.readouterr().out.splitlines()
+    assert told.endswith("-> glad (0.90), labelled sorry" if labelled else "-> '2024-01-02'")
     assert invitation == "Try it yourself: `petl-ray serve plan.yaml`, then"
     words = shlex.split(curl)
     assert words[:2] == ["curl", f"{URL}/v1/{path}"]

@@ -24,6 +24,13 @@ def test_schedules_are_added_listed_told_and_removed(work: Path, asked: Ask) -> 
     assert asked("schedule", "rm", "night").code == 7
 
 
+def test_ticks_are_told_in_the_zone_of_their_schedule(work: Path, asked: Ask) -> None:
+    there = ("--timezone", "Asia/Tokyo")  # no summer time
+    added = asked("schedule", "add", "night", "plan.yaml", "--cron", "30 2 * * *", *there)
+    assert " 02:30:00 Asia/Tokyo." in added.err
+    assert asked("schedule", "next", "--count", "2").out.count(" 02:30:00 Asia/Tokyo") == 2
+
+
 def test_adding_and_removing_are_told_as_json(work: Path, asked: Ask) -> None:
     added = asked("schedule", "add", "night", "plan.yaml", "--cron", "30 2 * * *", "--task", "mood", "--json").json
     (listed,) = asked("schedule", "ls", "--json").json

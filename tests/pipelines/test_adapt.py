@@ -102,9 +102,28 @@ def test_a_run_that_has_nothing_to_do_asks_no_server_of_an_earlier_one(work: Pat
     assert again.code == 0, again.err
     assert (again.json["endpoint"], again.json["samples"]) == (None, {})
     assert again.json["note"] == f"nothing to do: data, base and plan are those of run {run.id}"
-    assert again.json["tasks"] == json.loads(served.model_dump_json())["tasks"]
+    (then,), (now,) = json.loads(served.model_dump_json())["tasks"], again.json["tasks"]
+    assert {**now, "status": "", "reasons": []} == {**then, "status": "", "reasons": []}
     told = asked("run", "plan.yaml", "--keep-serving")
     assert (told.code, "`petl-ray serve plan.yaml` serves the champions" in told.err) == (0, True)
+
+
+def test_a_run_that_has_nothing_to_do_tells_who_is_the_champion_today(work: Path) -> None:
+    write_plan(work, work / "base", pipeline="retrain")
+    first, _ = ended(PASSES, LEARNS, pipeline=retrain)
+    assert (first.tasks[0].version, first.tasks[0].status) == (1, "champion")
+    assert first.tasks[0].sample_label in ("glad", "sorry")
+    ended("tasks.mood.training.learning_rate=1e-9", pipeline=retrain)
+    assert asked("adapters", "promote", "mood", "2", "--reason", "a try").code == 0
+    again, shown = ended(PASSES, LEARNS, pipeline=retrain)
+    (task,) = again.tasks
+    said = "version 2 is the champion today; what this plan put forward, version 1, is registered."
+    assert (task.version, task.status, task.reasons) == (1, "registered", (said,))
+    told = asked("runs", "show", shown["id"])
+    assert "nothing to do: data, base and plan are those of run" in told.out and "attempts" not in told.out
+    assert asked("adapters", "promote", "mood", "1", "--reason", "back again").code == 0
+    (task,) = ended(PASSES, LEARNS, pipeline=retrain)[0].tasks
+    assert (task.version, task.status, task.reasons) == (1, "champion", ("version 1 is the champion today.",))
 
 
 @pytest.mark.long

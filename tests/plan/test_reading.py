@@ -161,6 +161,8 @@ def test_the_metric_of_training_is_the_metric_of_evaluation(tmp_path: Path) -> N
     ("changes", "words"),
     [
         ({"owmer": "me"}, ["owmer: unknown key", "Did you mean owner?"]),
+        ({"defualts": {}}, ["defualts: unknown key. Did you mean defaults?"]),
+        ({"zzz": 1}, ["zzz: unknown key. Known here: base, defaults, include, name, owner"]),
         (
             {"defaults": {"training": {"epoks": 2}}},
             ["tasks.chat.training.epoks (and 1 more tasks): unknown key", "Did you mean epochs?"],
@@ -287,6 +289,14 @@ def test_a_missing_file_suggests_the_one_beside_it(tmp_path: Path) -> None:
     write(tmp_path, MINIMAL, "quickstart.yaml")
     with pytest.raises(PlanError, match=r"Did you mean quickstart\.yaml\?"):
         read_plan(tmp_path / "quikstart.yaml")
+
+
+@pytest.mark.parametrize("setting", ["training.epochs=3", "search.trials=2", "data.train=x", "evaluation.metric=loss"])
+def test_what_belongs_to_a_task_is_sent_there_from_the_top(tmp_path: Path, setting: str) -> None:
+    room = setting.partition(".")[0]
+    message = refusal(tmp_path, MINIMAL, setting)
+    assert f"plan.yaml: {room}: unknown key; it belongs to a task." in message
+    assert f"Write defaults.{room}, for every task, or tasks.NAME.{room}." in message
 
 
 def test_a_setting_without_a_value_is_refused(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_people_list_promote_and_roll_back(world: World, database_url: str, trac
     judged(world, third, "promote 3", champion=second.adapter, over_champion=-1.0)
     listed = adapters.ls(database_url)
     assert [(line["version"], line["champion"], line["status"]) for line in listed] == [
-        (3, False, "refused"), (2, True, "champion"), (1, False, "champion"),
+        (3, False, "refused"), (2, True, "champion"), (1, False, "former"),
     ]  # fmt: skip
     assert "accuracy 0.9000" in listed[0]["headline"]
 
@@ -185,6 +185,22 @@ def test_people_list_promote_and_roll_back(world: World, database_url: str, trac
     assert told["reasons"] == ["More complaints."]
     assert list(told["lineage"].items()) == list(first.about["lineage"].items())
     assert ASKED_BY.items() <= told["lineage"].items()
+
+
+def test_a_run_does_not_undo_a_rollback(world: World, database_url: str, tracking: str) -> None:
+    first, second = registered(world, 1), registered(world, 2)
+    judged(world, first, "promote 1")
+    judged(world, second, "promote 2", champion=first.adapter)
+    adapters.rollback(database_url, tracking, "emails", actor="ada", reason="Complaints.")
+    again = judged(world, second, "promote 2 in a later run", champion=first.adapter)
+    assert again.status == "refused"
+    assert again.reasons[0].startswith("Version 2 was rolled back by ada on ")
+    assert "Complaints; `petl-ray adapters promote emails 2" in again.reasons[0]
+    assert current("emails", database_url) == first.adapter
+    assert Tracking(tracking).alias(MODEL, "champion") == 1
+    assert [line["status"] for line in adapters.ls(database_url)] == ["rolled back", "champion"]
+    adapters.promote(database_url, tracking, "emails", 2, actor="ada", reason="They were wrong.")
+    assert [line["status"] for line in adapters.ls(database_url)] == ["champion", "former"]
 
 
 def test_a_version_that_was_never_judged_can_be_promoted_from_its_manifest(
@@ -221,6 +237,10 @@ def test_names_that_nobody_knows_are_not_found(world: World, database_url: str, 
     judged(world, registered(world, 1), "promote")
     with pytest.raises(NotFoundError, match="Did you mean 'emails'"):
         adapters.history(database_url, "email")
+    with pytest.raises(NotFoundError, match="Did you mean 'emails'"):
+        adapters.why(database_url, "email")
+    with pytest.raises(NotFoundError, match="Known are emails"):
+        adapters.ls(database_url, "nope")
     with pytest.raises(NotFoundError, match="nobody registered it"):
         adapters.promote(database_url, tracking, "emails", 9, actor="ada", reason="Hope.")
     with pytest.raises(NotFoundError, match="Did you mean 'emails'"):

@@ -26,6 +26,7 @@ from petl_ray.registry.promotions import (
     history,
     judged,
     release_of,
+    undone,
     why,
 )
 from petl_ray.store import Database, open_database
@@ -126,7 +127,7 @@ def test_a_champion_promoted_again_with_its_base_elsewhere_is_named_as_it_is_now
     assert standing is not None
     assert (standing.version, standing.adapter_digest) == (1, first.adapter.digest)
     assert standing.release.adapter.base.uri == "/moved/since"
-    with pytest.raises(NotFoundError, match="it was the first"):
+    with pytest.raises(NotFoundError, match=r"it was the first, so there is nothing to go back to\.$"):
         earlier_champion(database, "emails")
 
 
@@ -144,7 +145,7 @@ def test_rolling_back_twice_walks_back_and_not_to_and_fro(database: Database, st
         release = earlier_champion(database, "emails")
         assert release.version == expected
         promote(database, release, f"r{expected}", "rollback")
-    with pytest.raises(NotFoundError, match="no champion before it"):
+    with pytest.raises(NotFoundError, match=r"it was the first\. Name another that was champion with `--to`: 2, 3\."):
         earlier_champion(database, "emails")
     assert [move.version for move in chain(database)] == [1, 2, 3, 2, 1]
 
@@ -169,6 +170,57 @@ def test_a_rollback_of_a_name_that_moved_meanwhile_is_a_conflict(database: Datab
     with pytest.raises(ConflictError, match="version 2 stands, expected 1"):
         judged(database, Request("c", make_release(step, 1), "tester"), by_hand("back", "rollback", expected=1))
     assert len(history(database)) == 2
+
+
+def gated(database: Database, release: Release, key: str) -> Promotion:
+    """What a run's gate that is content with every candidate makes of `release`."""
+    content = by_gate(lambda digest: Decision("champion", (f"better than {digest}",)))
+    return judged(database, Request(key, release, "run r", run_id="r"), content)
+
+
+def test_the_gate_refuses_what_a_person_rolled_back_from(each_database_url: str, step: PlainStep) -> None:
+    database = open_database(each_database_url)
+    first, second, third = (make_release(step, version) for version in (1, 2, 3))
+    assert [gated(database, one, f"g{one.version}").action for one in (first, second)] == ["promote", "promote"]
+    ask = Request("back", first, "ada")
+    when = judged(database, ask, by_hand("Refunds were called praise.", "rollback")).at
+    refused = gated(database, second, "g2 again")
+    assert (refused.action, refused.release.status) == ("refuse", "refused")
+    day = time.strftime("%Y-%m-%d", time.gmtime(when))
+    assert refused.reasons == (
+        f"Version 2 was rolled back by ada on {day}: Refunds were called praise; `petl-ray adapters promote emails 2 "
+        "--reason ...` brings it back.",
+        f"better than {first.adapter.digest}",
+    )
+    assert undone(database, "emails") == {second.adapter.digest}
+    assert [move.version for move in chain(database)] == [1, 2, 1]
+    assert gated(database, third, "g3").action == "promote"  # another adapter is judged as ever
+    assert gated(database, second, "g2 once more").action == "refuse"
+    assert gated(database, make_release(step, 2, "reviews"), "other task").action == "promote"
+    database.close()
+
+
+def test_what_a_person_brought_back_passes_the_gate_again(database: Database, step: PlainStep) -> None:
+    first, second, third = (make_release(step, version) for version in (1, 2, 3))
+    gated(database, first, "g1")
+    gated(database, second, "g2")
+    promote(database, first, "back", "rollback")
+    promote(database, second, "forth")
+    assert undone(database, "emails") == set()
+    assert gated(database, second, "kept").reasons == (f"better than {second.adapter.digest}",)
+    gated(database, third, "g3")
+    assert gated(database, second, "g2 again").action == "promote"
+    promote(database, first, "back again", "rollback")
+    assert gated(database, second, "g2 at last").action == "refuse"
+
+
+def test_without_a_champion_the_newest_refusal_is_told(database: Database, step: PlainStep) -> None:
+    said = iter(["1 is worse", "2 is worse"])
+    refuse = by_gate(lambda _: Decision("refused", (next(said),)))
+    for version in (1, 2):
+        ask = Request(f"g{version}", make_release(step, version), "run r", run_id="r")
+        assert judged(database, ask, refuse).action == "refuse"
+    assert [row.reasons for row in why(database, "emails")] == [("2 is worse",)]
 
 
 def test_sixteen_threads_promote_and_no_promotion_is_lost(each_database_url: str, step: PlainStep) -> None:
