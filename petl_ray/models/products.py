@@ -9,7 +9,7 @@ compute equal bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -39,6 +39,32 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
         result: Tensor = _Frozen.apply(x, weight, bias)  # type: ignore[no-untyped-call]
         return result
     return linear(x, weight, bias)
+
+
+@torch.no_grad()
+def rows_are_independent(weights: Iterable[Tensor]) -> bool:
+    """Whether this CPU's libraries give a row of a product, forwards and backwards, the same bits in any company.
+
+    Tried out once per shape, type and number of threads, with as many rows as small and large passes have. The answer
+    follows from the processor and the libraries, never from a measurement of time.
+    """
+    found = {(tuple(weight.shape), weight.dtype) for weight in weights if weight.dim() == 2}
+    return all(_row_is_independent(shape, dtype, torch.get_num_threads()) for shape, dtype in sorted(found, key=str))
+
+
+@cache
+def _row_is_independent(shape: tuple[int, ...], dtype: torch.dtype, threads: int) -> bool:
+    outer, inner = shape
+    chance = torch.Generator().manual_seed(0)
+    weight = torch.randn(outer, inner, generator=chance).to(dtype)
+    rows = 1100 if outer * inner < 1 << 22 else 128  # vocabularies are wide, and a second is enough
+    for matrix, width in ((weight, inner), (weight.t(), outer)):
+        x = torch.randn(rows, width, generator=chance).to(dtype)
+        whole = linear(x, matrix)
+        for start, stop in _COMPANIES:
+            if stop <= rows and not torch.equal(linear(x[start:stop], matrix), whole[start:stop]):
+                return False
+    return True
 
 
 class _Frozen(torch.autograd.Function):
@@ -72,4 +98,5 @@ def _onednn() -> Callable[[Tensor, Tensor, Tensor | None], Tensor] | None:
 
 
 _FEWEST_ROWS = 16
+_COMPANIES = ((0, 1), (5, 8), (16, 32), (3, 27), (40, 104), (100, 228), (7, 391), (64, 576), (76, 1100))
 _TRIAL = ((32 * 48, (32, 48)), (16 * 48, (16, 48)), (16, (16,)))

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from petl_ray.models.products import frozen_linear, linear
+from petl_ray.models import products
+from petl_ray.models.products import frozen_linear, linear, rows_are_independent
 
 SHAPES = [(384, 384), (384, 1536), (1536, 384), (33, 17)]
 
@@ -40,9 +41,19 @@ def test_the_gradient_flows_to_the_input_alone() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("inner", "outer"), SHAPES[:3])
 def test_a_row_is_the_same_bits_whatever_rows_come_along(inner: int, outer: int, dtype: torch.dtype) -> None:
-    """What lets a slot promise that its neighbours change nothing about it."""
+    """What lets a slot promise that its neighbours change nothing about it; where it is not so, nobody shares a pass."""
     torch.manual_seed(0)
+    if not rows_are_independent([torch.empty(outer, inner, dtype=dtype)]):
+        pytest.skip("this processor's libraries multiply a row otherwise in other company")
     x, weight, bias = (torch.randn(*shape).to(dtype) for shape in ((1024, inner), (outer, inner), (outer,)))
     whole = linear(x, weight, bias)
     for start, stop in ((7, 8), (3, 5), (0, 16), (0, 100), (500, 532), (1000, 1024), (24, 1000)):
         assert torch.equal(linear(x[start:stop], weight, bias), whole[start:stop])
+
+
+def test_a_library_whose_rows_depend_on_their_company_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def moody(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        return F.linear(x, weight, bias) * (1.0 + 1e-6 * (x.shape[0] % 2))
+
+    monkeypatch.setattr(products, "linear", moody)
+    assert not rows_are_independent([torch.empty(24, 40)])

