@@ -7,6 +7,7 @@ files. Versions are found again by the adapter's digest, so registering twice is
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import random
@@ -24,6 +25,8 @@ MANIFEST_TAG = "petl_ray.manifest"
 
 _Value = TypeVar("_Value")
 _ATTEMPTS = 8
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+_SECOND_TRY_S = 0.3
 _BUSY = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
 _BUSY_WORDS = ("IntegrityError", "database is locked", "Giving up after")
 _AWAY_WORDS = ("Max retries exceeded", "connection refused", "could not connect", "timed out")  # MLflow waited already
@@ -150,16 +153,20 @@ class Tracking:
     def _put(self, run_id: str, files: ReleaseFiles) -> None:
         from botocore.exceptions import BotoCoreError
 
-        try:
-            patiently(lambda: self._client.log_artifacts(run_id, str(files.directory), files.digest))
-        except BotoCoreError as error:
-            raise TemporaryError(
-                "MLflow's files", str(error), "the bucket is away", "Try again", delay_s=5.0
-            ) from error
-        except OSError as error:
-            raise CapacityError(
-                "MLflow's files", str(error), "the release cannot be written there", "Make room, or name another place"
-            ) from error
+        for again in (True, True, False):
+            try:
+                patiently(lambda: self._client.log_artifacts(run_id, str(files.directory), files.digest))
+                return
+            except BotoCoreError as error:
+                raise TemporaryError(
+                    "MLflow's files", str(error), "the bucket is away", "Try again", delay_s=5.0
+                ) from error
+            except OSError as error:
+                if again and error.errno not in _NO_ROOM:  # others write the same bytes to the same place just now
+                    time.sleep(_SECOND_TRY_S)
+                    continue
+                why, do = "the release cannot be written there", "Make room, or name another place"
+                raise CapacityError("MLflow's files", str(error), why, do) from error
 
     def _show(self, run_id: str, files: ReleaseFiles) -> None:
         from mlflow.entities import Metric, Param

@@ -29,8 +29,12 @@ def bert(tiny_bert: Path) -> LoadedBase:
 
 
 @pytest.fixture
-def registered(bert: LoadedBase, world: Callable[[str], PlainStep], tracking: str) -> Iterator[Adapter]:
+def registered(
+    bert: LoadedBase, world: Callable[[str], PlainStep], tracking: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Adapter]:
     """An adapter as version 1 of `petl-ray.emails` of the MLflow that is in force."""
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        monkeypatch.setenv(name, tracking)  # MLflow writes what is set below into the environment: it must not stay
     import mlflow
 
     step = world("train")
