@@ -37,10 +37,8 @@ Step = Callable[[], float]
 
 
 def loaded(precision: str) -> Any:
-    """MiniLM with a classification pattern of LABELS labels."""
-    base = load_base(resolve(BaseSpec.model_validate({"source": SOURCE, "precision": precision})), "classification")
-    base.model.config.num_labels = LABELS
-    return base
+    """MiniLM, frozen, for classification; contestants bring heads of their own."""
+    return load_base(resolve(BaseSpec.model_validate({"source": SOURCE, "precision": precision})), "classification")
 
 
 def bank_of(precision: str, slots: int) -> Bank:

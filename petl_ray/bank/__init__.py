@@ -5,7 +5,7 @@ parameters with gradients, adapter files. Must not know: losses, optimizers, tok
 
     bank = Bank(loaded, slots=4, gradient_checkpointing=False)
     bank.fill(slot, method, labels, seed); bank.free(slot); bank.load(slot, files); bank.export(slot, directory, card)
-    bank.parameters(slot) -> dict[str, nn.Parameter]; bank.head_names(slot) -> frozenset[str]   (names among these)
+    bank.parameters(slot) -> dict[str, nn.Parameter]
     bank.forward([Segment(slot, input_ids, attention_mask, extra)]) -> [logits]   dropout only while gradients are on
     bank.state(slot) / bank.restore(slot, state); bank.rng_state(slot) / bank.set_rng_state(slot, state)
     bank.detach()

@@ -74,10 +74,6 @@ class Bank:
         """The tensors that the slot's parameters and their gradients are views of."""
         return self._occupant(slot).flat
 
-    def head_names(self, slot: int) -> frozenset[str]:
-        """Which of the slot's parameters belong to its classification head."""
-        return self._occupant(slot).head_names
-
     def state(self, slot: int) -> dict[str, Tensor]:
         """Copies of the slot's parameters (fp32, CPU), to be restored later."""
         return {name: value.detach().to("cpu", copy=True) for name, value in self._occupant(slot).parameters.items()}

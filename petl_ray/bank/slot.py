@@ -59,7 +59,6 @@ class Slot:
     labels: int
     parts: dict[str, LivePart]
     flat: Flat
-    head_names: frozenset[str]
     generator: torch.Generator
     parameters: dict[str, nn.Parameter] = field(init=False)
 
@@ -107,7 +106,7 @@ def make_slot(wiring: Wiring, method: Any, labels: int, seed: int, device: torch
         )
         for plan in plans
     }
-    return Slot(method, labels, parts, flat, heads, torch.Generator().manual_seed(seed))
+    return Slot(method, labels, parts, flat, torch.Generator().manual_seed(seed))
 
 
 def _flat(firsts: Mapping[str, Tensor], heads: frozenset[str], device: torch.device) -> Flat:

@@ -27,7 +27,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
 @pytest.fixture
 def folder(tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with the tiny plan; no token is lying about for this user."""
-    folder = tmp_path / "work"
+    folder = tmp_path / "desk"
     write_plan(folder, tiny_bert)
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
@@ -64,7 +64,7 @@ def test_a_file_outside_the_working_directory_cannot_travel(folder: Path, tmp_pa
         travelling(Path("plan.yaml"), folder, (setting,), (), None)
 
 
-@pytest.mark.parametrize("source", ["../base", "data/../../base", "../work/base", "../nowhere"])
+@pytest.mark.parametrize("source", ["../base", "data/../../base", "../desk/base", "../nowhere"])
 def test_a_base_that_is_named_by_a_way_out_of_the_working_directory_cannot_travel(
     folder: Path, tiny_bert: Path, source: str
 ) -> None:
