@@ -87,7 +87,7 @@ def test_a_way_through_a_folder_and_back_leads_to_the_same_file_there(folder: Pa
     files = travelling(Path("plan.yaml"), folder, (setting,), (), None)
     there = pack(files, folder, tmp_path / "there")
     assert (there / "empty/../data/mood.jsonl").read_bytes() == (folder / "data/mood.jsonl").read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["there", "work"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["desk", "there"]
 
 
 def test_an_absolute_path_is_told_to_be_written_as_it_will_be_found_there(folder: Path) -> None:
