@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
 
 Json = None | bool | int | float | str | list[Any] | dict[str, Any]
 
@@ -23,6 +24,17 @@ class NotIdentity:
 NOT_IDENTITY = NotIdentity()
 
 
+class OmitDefault:
+    """Marks a field that came after outcomes had been kept: at its default it is left out of fingerprints, so that old
+    questions keep their names. The default must mean, for ever, what was done before the field was there.
+
+    Use as `Annotated[int, OMIT_DEFAULT] = Field(default=...)`.
+    """
+
+
+OMIT_DEFAULT = OmitDefault()
+
+
 class Spec(BaseModel):
     """Base of every Spec: frozen, closed (unknown keys are refused), defaults validated."""
 
@@ -31,10 +43,14 @@ class Spec(BaseModel):
     def identity(self) -> dict[str, Any]:
         """The fields that bear identity, by name; values untouched."""
         return {
-            name: getattr(self, name)
-            for name, field in type(self).model_fields.items()
-            if not any(isinstance(mark, NotIdentity) for mark in field.metadata)
+            name: getattr(self, name) for name, field in type(self).model_fields.items() if self._bears(name, field)
         }
+
+    def _bears(self, name: str, field: FieldInfo) -> bool:
+        if any(isinstance(mark, NotIdentity) for mark in field.metadata):
+            return False
+        late = any(isinstance(mark, OmitDefault) for mark in field.metadata)
+        return not (late and getattr(self, name) == field.get_default(call_default_factory=True))
 
 
 class Pinned(Spec):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,24 @@ from petl_ray.artifact import Adapter, Dataset, Endpoint, Interval, Release, Rep
 from petl_ray.evaluation.pooling import pooled_over
 from petl_ray.evaluation.predictions import PREDICTIONS
 from petl_ray.orchestration import Run
-from petl_ray.plan import CHAMPION, DEFAULT, HEAD_ONLY, TUNED, LockedPlan, LockedTask
+from petl_ray.plan import CHAMPION, DEFAULT, HEAD_ONLY, SEED, TUNED, LockedPlan, LockedTask
 from petl_ray.spec import with_overrides
 
 # What a full copy of the base would weigh: four bytes a parameter, as fp32 checkpoints are shipped.
 FULL_MODEL_BYTES_PER_PARAMETER = 4
 
 NOTHING_SERVED = "nothing is served: no candidate was promoted, and no champion stood before"
+
+
+class SeedScores(BaseModel):
+    """What the recipe comes to with several seeds, on held-out rows in the task's metric: `scores` in the order of the
+    seeds, their mean and sample standard deviation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scores: tuple[float, ...]
+    mean: float
+    spread: float
 
 
 class TaskSummary(BaseModel):
@@ -42,6 +54,7 @@ class TaskSummary(BaseModel):
     rows: int
     scores: dict[str, Interval]
     differences: dict[str, Interval]
+    seeds: SeedScores | None = None
     trials: int | None
     tuning_gain: float | None
     trained_share: float
@@ -146,6 +159,16 @@ def _exit_code(run: Run) -> int:
     return codes.pop() if len(codes) == 1 else int(bool(codes))
 
 
+def _seeds(report: Report) -> SeedScores | None:
+    """The scores of all seeds: the candidate is the one that is missing among its rivals."""
+    others = {int(role.removeprefix(SEED)): one.value for role, one in report.rivals.items() if role.startswith(SEED)}
+    if not others:
+        return None
+    mine = next(number for number in range(len(others) + 1) if number not in others)
+    scores = [score for _, score in sorted({**others, mine: report.scores[report.metric].value}.items())]
+    return SeedScores(scores=tuple(scores), mean=statistics.fmean(scores), spread=statistics.stdev(scores))
+
+
 def _sample(rows: Path, labels: Sequence[str]) -> dict[str, str | None]:
     """The first held-out row, to ask the endpoint with, and the label it bears."""
     with rows.open(encoding="utf-8") as lines:
@@ -171,6 +194,7 @@ def _row(
         rows=report.rows,
         scores={**scores, (TUNED if best else DEFAULT): report.scores[report.metric]},
         differences=dict(report.differences),
+        seeds=_seeds(report),
         trials=best.trials if best else None,
         tuning_gain=best.score - best.default_score if best else None,
         trained_share=adapter.trained_parameters / (adapter.base_parameters + adapter.trained_parameters),

@@ -12,7 +12,7 @@ from hypothesis import strategies as some
 
 from petl_ray.errors import PlanError
 from petl_ray.fingerprint import canonical, fingerprint, sha256_of
-from petl_ray.spec import NOT_IDENTITY, Pinned, Spec
+from petl_ray.spec import NOT_IDENTITY, OMIT_DEFAULT, Pinned, Spec
 
 PLAIN = some.recursive(
     some.none() | some.booleans() | some.integers() | some.floats(allow_nan=False, allow_infinity=False) | some.text(),
@@ -25,6 +25,10 @@ class Recipe(Spec):
     rate: float = 0.1
     base: Pinned = Pinned(uri="/a", digest="0" * 64)
     cores: Annotated[int, NOT_IDENTITY] = 1
+
+
+class LaterRecipe(Recipe):
+    seeds: Annotated[int, OMIT_DEFAULT] = 1
 
 
 @given(PLAIN)
@@ -44,6 +48,11 @@ def test_where_it_runs_bears_no_identity() -> None:
     assert sha256_of(here) == sha256_of(there)
     assert sha256_of(here) != sha256_of(Recipe(rate=0.2))
     assert sha256_of(here) != sha256_of(Recipe(base=Pinned(uri="/a", digest="1" * 64)))
+
+
+def test_a_field_that_came_later_leaves_old_questions_their_names() -> None:
+    assert sha256_of(LaterRecipe()) == sha256_of(LaterRecipe(seeds=1)) == sha256_of(Recipe())
+    assert sha256_of(LaterRecipe(seeds=2)) != sha256_of(Recipe())
 
 
 def test_the_name_of_a_step_is_the_same_in_another_process() -> None:

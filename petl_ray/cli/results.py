@@ -51,6 +51,13 @@ def print_results(summary: Summary, told_already: Container[str] = ()) -> None:
         if task.tuning_gain is not None:
             told = f"{task.task}: tuning was worth {task.tuning_gain:+.3f} validation {task.metric} in {task.trials} trials."
             console.print(told, markup=False, soft_wrap=True)
+    for task in summary.tasks:
+        if seeds := task.seeds:
+            each = ", ".join(f"{score:.3f}" for score in seeds.scores)
+            told = (
+                f"{seeds.mean:.3f} ± {seeds.spread:.3f} {task.metric} ({each}); put forward is the median in validation"
+            )
+            console.print(f"{task.task}: {len(seeds.scores)} seeds come to {told}.", markup=False, soft_wrap=True)
     for rival, gain in summary.pooled.items():
         told = f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
         name = _TITLES.get(rival, rival).replace("\n", " ")

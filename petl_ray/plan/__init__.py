@@ -6,7 +6,7 @@ questions. It must not know how anything is executed.
 
 from petl_ray.plan.estimate import estimate
 from petl_ray.plan.lock import lock
-from petl_ray.plan.locked import CHAMPION, DEFAULT, HEAD_ONLY, TUNED, LockedPlan, LockedTask
+from petl_ray.plan.locked import CHAMPION, DEFAULT, HEAD_ONLY, SEED, TUNED, LockedPlan, LockedTask
 from petl_ray.plan.reading import read_plan
 from petl_ray.plan.schema import plan_schema
 from petl_ray.plan.spec import Plan
@@ -15,6 +15,7 @@ __all__ = [
     "CHAMPION",
     "DEFAULT",
     "HEAD_ONLY",
+    "SEED",
     "TUNED",
     "LockedPlan",
     "LockedTask",

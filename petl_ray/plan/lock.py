@@ -20,13 +20,14 @@ def lock(
     plan: Plan,
     champion: Callable[[str], Adapter | None] = lambda task: None,
     auto_precision: Callable[[], Precision] | None = None,
+    auto_seeds: Callable[[], int] = lambda: 1,
 ) -> LockedPlan:
     """The locked plan: files and ids → digests, `precision: auto` → its value, each task's champion of the day.
 
     A champion that cannot be measured again (its base is gone, say) is left out; the gate says so in its time.
     `auto_precision` says what `auto` means where the plan will train (default: on this machine); only a plan that
-    leaves it open asks. Raises DataError, BaseModelError or PlanError for what cannot be resolved, before anything is
-    paid.
+    leaves it open asks; `auto_seeds` what `seeds: auto` means there. Raises DataError, BaseModelError or PlanError for
+    what cannot be resolved, before anything is paid.
     """
     base = _resolved(plan.base, auto_precision)
     lost = cache(why_lost)  # the champions of many tasks share a base
@@ -40,7 +41,7 @@ def lock(
         name=plan.name,
         owner=plan.owner,
         pipeline=plan.pipeline,
-        tasks={key: _lock_task(task, base, measurable(key, task)) for key, task in plan.tasks.items()},
+        tasks={key: _lock_task(task, base, measurable(key, task), auto_seeds) for key, task in plan.tasks.items()},
         registry=plan.registry,
         serving=plan.serving,
         verbs={verb.name: verb.version for verb in VERBS},
@@ -57,7 +58,7 @@ def _resolved(base: BaseSpec, auto_precision: Callable[[], Precision] | None) ->
         raise BaseModelError(error.what, error.found, error.why, do, **error.extra) from error
 
 
-def _lock_task(task: TaskPlan, base: LockedBase, champion: Adapter | None) -> LockedTask:
+def _lock_task(task: TaskPlan, base: LockedBase, champion: Adapter | None, auto_seeds: Callable[[], int]) -> LockedTask:
     training = task.training.model_copy(update={"base": base})
     search = task.search
     if search is not None:
@@ -67,6 +68,7 @@ def _lock_task(task: TaskPlan, base: LockedBase, champion: Adapter | None) -> Lo
         data=data.lock(task.data),
         training=training,
         search=search,
+        seeds=auto_seeds() if task.seeds == "auto" else task.seeds,
         evaluation=task.evaluation,
         gate=task.gate,
         champion=champion,

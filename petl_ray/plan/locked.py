@@ -16,12 +16,13 @@ from petl_ray.fingerprint import sha256_of
 from petl_ray.methods.spec import HeadSpec
 from petl_ray.registry import GateSpec, RegistrySpec
 from petl_ray.serving import ServeSpec
-from petl_ray.spec import NOT_IDENTITY, Spec, with_overrides
+from petl_ray.spec import NOT_IDENTITY, OMIT_DEFAULT, Spec, with_overrides
 from petl_ray.training import TrainSpec
 from petl_ray.tuning import SearchSpec
 from petl_ray.verb import Question
 
 TUNED, DEFAULT, HEAD_ONLY, CHAMPION = "tuned", "default", "head_only", "champion"
+SEED = "seed_"  # and a number: the recipe that is put forward with another seed
 
 # The yardstick of every classification task: a linear head on frozen features, trained to convergence. A head alone
 # wants a larger step than an adapter and costs no backward pass through the base, so it gets more epochs.
@@ -36,6 +37,7 @@ class LockedTask(Spec):
     data: DataSpec
     training: TrainSpec
     search: SearchSpec | None
+    seeds: Annotated[int, OMIT_DEFAULT] = 1
     evaluation: EvalSpec
     gate: GateSpec
     champion: Annotated[Adapter | None, NOT_IDENTITY] = None  # of the day, if it can be measured again
@@ -66,7 +68,8 @@ class LockedPlan(Spec):
         ]
 
     def trainings(self, datasets: Mapping[str, Dataset], best: Mapping[str, Trial]) -> list[Question]:
-        """Per task: the tuned recipe (where a search found one), the default recipe and, for classification, the head alone.
+        """Per task: the tuned recipe (where a search found one), the default recipe and, for classification, the head
+        alone; of the recipe that is put forward as many as the task has seeds.
 
         Keys read `task/role`. Equal recipes share a name, and so one outcome.
         """
@@ -78,20 +81,28 @@ class LockedPlan(Spec):
         ]
 
     def candidates(self, adapters: Mapping[str, Adapter]) -> dict[str, Adapter]:
-        """The adapter that each task puts forward: the tuned one, or the default recipe's where nothing was searched."""
-        found = {}
-        for key, task in self.tasks.items():
-            role = f"{key}/{DEFAULT if task.search is None else TUNED}"
-            if role in adapters:
-                found[key] = _read_here(adapters[role], task)
-        return found
+        """The adapter that each task puts forward: the tuned one, or the default recipe's where nothing was searched.
+
+        Of several seeds it is the median by validation score (of an even number the lower one): the best would be
+        the luckiest.
+        """
+        found = {key: self.seeds(key, adapters) for key in self.tasks}
+        return {key: mine[_median(mine)] for key, mine in found.items() if mine}
+
+    def seeds(self, key: str, adapters: Mapping[str, Adapter]) -> dict[str, Adapter]:
+        """The trainings of the recipe that the task puts forward, by `seed_0`, `seed_1`, … as far as they are there."""
+        task = self.tasks[key]
+        roles = {f"{SEED}0": _forward(task), **{role: role for role in _further_seeds(task)}}
+        keys = {role: f"{key}/{name}" for role, name in roles.items()}
+        return {role: _read_here(adapters[name], task) for role, name in keys.items() if name in adapters}
 
     def evaluation(self, key: str, rivals: Mapping[str, Adapter]) -> EvalSpec:
         """How the task's candidate is compared with `rivals`, in their order."""
         return self.tasks[key].evaluation.model_copy(update={"roles": tuple(rivals)})
 
     def rivals(self, key: str, candidate: Adapter, adapters: Mapping[str, Adapter]) -> dict[str, Adapter]:
-        """Who the candidate is measured beside, by role; a champion that is the candidate itself is no rival.
+        """Who the candidate is measured beside, by role: yardsticks, its own recipe with other seeds, and the champion
+        unless it is the candidate itself.
 
         The champion may have other labels or another base than the candidate: it answers the same rows on its own.
         """
@@ -101,6 +112,8 @@ class LockedPlan(Spec):
             for role in (HEAD_ONLY, DEFAULT)
             if f"{key}/{role}" in adapters and not (role == DEFAULT and task.search is None)
         }
+        if len(mine := self.seeds(key, adapters)) > 1:
+            rivals |= {role: other for role, other in mine.items() if role != _median(mine)}
         champion = task.champion
         if champion is not None and champion.digest != candidate.digest:
             rivals[CHAMPION] = _read_here(champion, task)
@@ -120,6 +133,9 @@ def _recipes(task: LockedTask, best: Trial | None) -> dict[str, TrainSpec]:
     if best is not None:
         recipes[TUNED] = with_overrides(task.training, best.overrides)
     recipes[DEFAULT] = task.training
+    forward = recipes[_forward(task)]
+    for number, role in enumerate(_further_seeds(task), start=1):
+        recipes[role] = forward.model_copy(update={"seed": (forward.seed + number) % 2**32})
     if task.type == "classification":
         changes: dict[str, Any] = {
             "method": HeadSpec(),
@@ -130,3 +146,21 @@ def _recipes(task: LockedTask, best: Trial | None) -> dict[str, TrainSpec]:
         }
         recipes[HEAD_ONLY] = task.training.model_copy(update=changes)
     return recipes
+
+
+def _forward(task: LockedTask) -> str:
+    """The role of the recipe that the task puts forward."""
+    return DEFAULT if task.search is None else TUNED
+
+
+def _further_seeds(task: LockedTask) -> list[str]:
+    """The roles of its trainings beside the first."""
+    return [f"{SEED}{number}" for number in range(1, task.seeds)]
+
+
+def _median(found: Mapping[str, Adapter]) -> str:
+    """The role of the median by validation score, of equals the first; in a rehearsal, where no score is known, any."""
+    if not all(isinstance(one, Adapter) for one in found.values()):
+        return next(iter(found))
+    ordered = sorted(found, key=lambda role: found[role].validation_score or 0.0)
+    return ordered[(len(ordered) - 1) // 2]

@@ -23,6 +23,8 @@ from petl_ray.tuning import SearchSpec
 TaskName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 UNLOCKED = {"pinned": {"uri": "unlocked", "digest": "0" * 64}, "precision": "fp32"}
 
+Seeds = Annotated[int, Field(ge=1, le=99)]
+
 ROLES = ("head_only", "default", "majority", "base")  # who a candidate can be held against beside the champion
 
 # Keys of the rooms' Specs that a plan fills in itself: key -> where the user writes it instead.
@@ -41,6 +43,11 @@ class TaskPlan(Spec):
     data: DataSource
     training: TrainSpec
     search: SearchSpec | None = Field(default=None, description="left out: the default recipe is trained as it stands")
+    seeds: Literal["auto"] | Seeds = Field(
+        default=1,
+        description="trainings of the recipe that is put forward, each with a seed of its own; the one whose validation "
+        "score is the median is shipped. auto: 3 where a pack has the slots, else 1",
+    )
     evaluation: EvalSpec = EvalSpec()
     gate: GateSpec = GateSpec()
 

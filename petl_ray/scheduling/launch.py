@@ -21,6 +21,7 @@ from pipelines import PIPELINES
 from pipelines.summary import Summary
 
 PORT_PATIENCE_S = 15.0
+SEEDS = 3  # the fewest that have a median which is neither the best nor the worst
 
 Pipeline = Callable[[Run, LockedPlan], Summary]
 
@@ -37,7 +38,12 @@ def lock_at(plan: Plan, home: Home, placement: Placement) -> LockedPlan:
 
     Raises what `lock` and `precision_at` raise.
     """
-    return lock(plan, lambda task: current(task, home.database_url), lambda: precision_at(placement))
+    return lock(
+        plan,
+        lambda task: current(task, home.database_url),
+        lambda: precision_at(placement),
+        lambda: seeds_at(placement),
+    )
 
 
 def precision_at(placement: Placement) -> Precision:
@@ -54,6 +60,11 @@ def precision_at(placement: Placement) -> Precision:
             "Write one of them",
         )
     return answers[0]
+
+
+def seeds_at(placement: Placement) -> int:
+    """What `seeds: auto` means where `placement` trains: three where they fit into a pack side by side, else one."""
+    return SEEDS if placement.resources(train.name).slots >= SEEDS else 1
 
 
 def launch(

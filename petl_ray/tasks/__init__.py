@@ -5,6 +5,7 @@ adapters, training loops or serving.
 """
 
 from petl_ray.tasks.batch import Batch, Encoded, RowScore, Task
+from petl_ray.tasks.late import LateLogits
 from petl_ray.tasks.metrics import DIRECTIONS, Outcomes, confusion, from_confusion, measure
 from petl_ray.tasks.table import TASKS, task_of
 
@@ -13,6 +14,7 @@ __all__ = [
     "TASKS",
     "Batch",
     "Encoded",
+    "LateLogits",
     "Outcomes",
     "RowScore",
     "Task",

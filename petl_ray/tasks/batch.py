@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import torch
 
+    from petl_ray.tasks.late import LateLogits
+
 IGNORED = -100  # the target that no loss counts, as in torch.nn.functional.cross_entropy
 
 
@@ -79,8 +81,8 @@ class Task(Protocol):
     def head_size(self, labels: Sequence[str]) -> int:
         """Outputs of the head that a slot needs; 0 where the base's own head answers."""
 
-    def loss_sum(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def loss_sum(self, logits: torch.Tensor | LateLogits, batch: Batch) -> torch.Tensor:
         """Scalar fp32: the loss summed over the batch's units. Divide by `units` for the mean."""
 
-    def score_rows(self, logits: torch.Tensor, batch: Batch) -> list[RowScore]:
+    def score_rows(self, logits: torch.Tensor | LateLogits, batch: Batch) -> list[RowScore]:
         """One RowScore a row, in order; the batch must carry targets."""

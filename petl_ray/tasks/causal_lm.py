@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from petl_ray.errors import DataError
 from petl_ray.fingerprint import sha256_of
 from petl_ray.tasks.batch import IGNORED, Batch, Encoded, RowScore
+from petl_ray.tasks.late import LateLogits
 from petl_ray.tasks.padding import pad, pad_inputs
 
 
@@ -26,7 +27,7 @@ def render(prompt: str, template: str) -> str:
 
 
 class CausalLm:
-    """Logits are [rows, length, vocabulary]; position i is asked for token i + 1."""
+    """Logits are [rows, length, vocabulary], there or made late; position i is asked for token i + 1."""
 
     name = "causal_lm"
     metrics: tuple[str, ...] = ("loss", "perplexity", "accuracy")
@@ -69,30 +70,37 @@ class CausalLm:
         """The base's own head answers."""
         return 0
 
-    def loss_sum(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def loss_sum(self, logits: torch.Tensor | LateLogits, batch: Batch) -> torch.Tensor:
         """Cross-entropy in fp32, summed over scored tokens; only their positions are raised to fp32."""
         assert batch.targets is not None, "a loss needs targets"
-        targets = batch.targets.to(logits.device)
+        targets = batch.targets.to(_device(logits))
         scored = targets != IGNORED
+        if isinstance(logits, LateLogits):
+            return logits.loss_sum(scored, targets[scored])
         return F.cross_entropy(logits[scored].float(), targets[scored], reduction="sum")
 
-    def score_rows(self, logits: torch.Tensor, batch: Batch) -> list[RowScore]:
+    def score_rows(self, logits: torch.Tensor | LateLogits, batch: Batch) -> list[RowScore]:
         """Each row's summed loss over its scored tokens, and whether greedy decoding gives exactly the completion.
 
         Greedy decoding repeats the completion if and only if every scored token is the argmax given the true ones
         before it, so no generation is needed to know.
         """
         assert batch.targets is not None, "scores need targets"
-        targets = batch.targets.to(logits.device)
+        targets = batch.targets.to(_device(logits))
         scores = []
         for index, row in enumerate(batch.ids):
             scored = targets[index] != IGNORED
-            logs = logits[index][scored].detach().float().log_softmax(-1)
+            found = logits.at((index, scored)) if isinstance(logits, LateLogits) else logits[index, scored].detach()
+            logs = found.float().log_softmax(-1)
             wanted = targets[index][scored]
             loss = float(-logs.gather(1, wanted[:, None]).double().sum())
             exact = int((logs.argmax(-1) == wanted).all())
             scores.append(RowScore(row, 1, exact, math.exp(-loss), loss, int(scored.sum())))
         return scores
+
+
+def _device(logits: torch.Tensor | LateLogits) -> torch.device:
+    return logits.hidden.device if isinstance(logits, LateLogits) else logits.device
 
 
 def _row(name: str, prompt: list[int], answer: list[int] | None, max_length: int) -> Encoded:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from petl_ray.tasks.batch import Batch, Encoded, RowScore
+from petl_ray.tasks.late import LateLogits
 from petl_ray.tasks.padding import pad_inputs
 
 
@@ -53,14 +54,16 @@ class Classification:
         """One output a label."""
         return len(labels)
 
-    def loss_sum(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def loss_sum(self, logits: torch.Tensor | LateLogits, batch: Batch) -> torch.Tensor:
         """Cross-entropy in fp32, summed over rows."""
         assert batch.targets is not None, "a loss needs targets"
+        assert isinstance(logits, torch.Tensor), "heads are small: their logits are there"
         return F.cross_entropy(logits.float(), batch.targets.to(logits.device), reduction="sum")
 
-    def score_rows(self, logits: torch.Tensor, batch: Batch) -> list[RowScore]:
+    def score_rows(self, logits: torch.Tensor | LateLogits, batch: Batch) -> list[RowScore]:
         """Argmax, its probability, and each row's cross-entropy (natural logarithm)."""
         assert batch.targets is not None, "scores need targets"
+        assert isinstance(logits, torch.Tensor), "heads are small: their logits are there"
         logs = logits.detach().float().log_softmax(-1).cpu()
         best = logs.argmax(-1)
         losses = -logs.gather(1, batch.targets.cpu()[:, None])[:, 0]

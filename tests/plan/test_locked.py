@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from petl_ray.artifact import Interval
+from petl_ray.artifact import Adapter, Dataset, FileEntry, Interval
 from petl_ray.orchestration import Home, Placement
+from petl_ray.orchestration.placement import VerbResources
 from petl_ray.plan import LockedPlan, read_plan
 from petl_ray.registry import promotions
 from petl_ray.scheduling.launch import launch, lock_at
+from petl_ray.spec import Pinned
 from petl_ray.store import open_database
 from tests.bases import make_tiny_bert
 from tests.tinyplan import write_plan, write_rows
@@ -111,3 +113,65 @@ def test_a_champion_on_another_base_is_measured_on_its_own_and_on_a_lost_one_lef
     shutil.move(site.folder / "away", site.folder / "base")
     assert "champion" in site.run()
     assert (site.last.action, site.last.version) == ("promote", 2), site.last.reasons
+
+
+def test_of_several_seeds_all_are_told_beside_each_other(site: Site) -> None:
+    site.change(seeds=3)
+    summary = launch(read_plan(site.path), site.home, HERE)
+    (task,) = summary.tasks
+    assert (summary.failures, task.seeds is None) == ({}, False)
+    assert task.seeds is not None
+    assert len(task.seeds.scores) == 3
+    assert min(task.seeds.scores) <= task.seeds.mean <= max(task.seeds.scores)
+    assert len([role for role in task.differences if role.startswith("seed_")]) == 2
+    again = launch(read_plan(site.path), site.home, HERE)
+    assert again.tasks[0].adapter_digest == task.adapter_digest
+
+
+def adapter(score: float, number: int) -> Adapter:
+    """An adapter of that validation score, told from others by its number."""
+    return Adapter(
+        task="mood",
+        task_type="classification",
+        method="lora",
+        base=Pinned(uri="/base", digest="0" * 64),
+        precision="fp32",
+        trained_parameters=1,
+        base_parameters=2,
+        validation_score=score,
+        files=(FileEntry(path="adapter_model.safetensors", sha256=f"{number:064d}", size_bytes=1),),
+    )
+
+
+@pytest.mark.parametrize(
+    ("scores", "median"), [((0.7, 0.9, 0.8), 2), ((0.8, 0.8, 0.8), 1), ((0.9, 0.1), 1), ((0.3,), 0)]
+)
+def test_what_is_put_forward_is_the_median_by_validation_and_never_the_luckiest(
+    site: Site, scores: tuple[float, ...], median: int
+) -> None:
+    site.change(seeds=len(scores))
+    locked = site.lock()
+    roles = ["default", *(f"seed_{number}" for number in range(1, len(scores)))]
+    adapters = {f"mood/{role}": adapter(scores[number], number) for number, role in enumerate(roles)}
+    assert locked.candidates(adapters)["mood"].digest == adapter(scores[median], median).digest
+    rivals = locked.rivals("mood", locked.candidates(adapters)["mood"], adapters)
+    others = {f"seed_{number}" for number in range(len(scores)) if number != median}
+    assert {role for role in rivals if role.startswith("seed_")} == others
+
+
+def test_each_seed_is_a_training_of_its_own_and_one_seed_changes_no_name(site: Site) -> None:
+    alone = site.lock()
+    site.change(seeds=1)
+    assert site.lock().digest == alone.digest
+    site.change(seeds=3)
+    rows = Dataset(task="mood", task_type="classification", labels=("glad", "sorry"), rows={})
+    asked = {question.key: question.spec for question in site.lock().trainings({"mood": rows}, {})}
+    assert list(asked) == ["mood/default", "mood/seed_1", "mood/seed_2", "mood/head_only"]
+    assert [asked[key].seed for key in list(asked)[:3]] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("slots", "seeds"), [(2, 1), (3, 3), (8, 3)])
+def test_auto_means_three_seeds_where_a_pack_has_the_slots(site: Site, slots: int, seeds: int) -> None:
+    site.change(seeds="auto")
+    placement = Placement(ray="none", cpus=1, verbs={"train": VerbResources(slots=slots)})
+    assert lock_at(read_plan(site.path), site.home, placement).tasks["mood"].seeds == seeds
