@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from petl_ray.bank.grouped import GroupedLayout
+from petl_ray.bank.packing import Packs
+from petl_ray.bank.prefix import FrozenPrefix, States
 from petl_ray.bank.slot import Flat, Slot, make_slot
 from petl_ray.bank.training import Segment, Span, TrainingLayout
-from petl_ray.bank.wiring import Wiring, in_force, layout_in_force
+from petl_ray.bank.vocabulary import FrozenHead, frozen_head
+from petl_ray.bank.wiring import Layout, Wiring, in_force, layout_in_force
 from petl_ray.errors import AdapterError, CapacityError, ConflictError
 from petl_ray.methods.card import AdapterCard
 from petl_ray.methods.files import AdapterFiles, write_adapter
+from petl_ray.methods.sites import lowest_layer
 from petl_ray.models.loading import LoadedBase
 
 
@@ -27,14 +32,21 @@ class Bank:
 
     The base's own dropout stays off; adapters drop out by their own generators while gradients are enabled. With
     `gradient_checkpointing` the layers' activations are computed again in the backward pass instead of being kept.
+    `grouped` computes slots of a kind in one product, which agrees with the span-by-span form to rounding; None chooses
+    it everywhere but on a CPU, where span by span gives the same bits in any company.
     """
 
-    def __init__(self, loaded: LoadedBase, slots: int, *, gradient_checkpointing: bool = False) -> None:
+    def __init__(
+        self, loaded: LoadedBase, slots: int, *, gradient_checkpointing: bool = False, grouped: bool | None = None
+    ) -> None:
         if slots < 1:
             raise CapacityError("slots", f"got {slots}", "a bank without slots holds nothing", "Choose 1 or more")
         self.loaded = loaded
         self._wiring = Wiring.attach(loaded.model)
         self._slots: list[Slot | None] = [None] * slots
+        self._grouped = loaded.device.type != "cpu" if grouped is None else grouped
+        self._packs = Packs(loaded.device)
+        self._prefix = FrozenPrefix(loaded, self._wiring.anatomy)
         self._checkpointed = _checkpoint_layers(loaded.model) if gradient_checkpointing else []
 
     def __len__(self) -> int:
@@ -51,7 +63,8 @@ class Bank:
 
     def free(self, slot: int) -> None:
         """Empty a slot."""
-        self._place(slot)
+        if (occupant := self._place(slot)) is not None:
+            self._packs.forget(occupant)
         self._slots[slot] = None
 
     def load(self, slot: int, files: AdapterFiles, seed: int = 0) -> None:
@@ -95,33 +108,81 @@ class Bank:
         """Continue the slot's dropout from `state`."""
         self._occupant(slot).generator.set_state(state)
 
-    def forward(self, segments: Sequence[Segment]) -> list[Tensor]:
+    def frozen_head(self, slot: int) -> FrozenHead | None:
+        """The head that turns this slot's hidden states into its logits, exactly as the model does; None where the model
+        does more than that (soft caps, scales), where the slot adapts the head itself, and for a classification."""
+        output = self.loaded.model.get_output_embeddings()
+        adapted = any(self._wiring.sites[name].module is output for name in self._occupant(slot).parts)
+        return None if adapted else self._head
+
+    def frozen_depth(self, slot: int) -> int:
+        """How many of the lowest layers compute as the plain base does for this slot, so that a pass may begin behind
+        them; 0 where none do, where layers are recomputed, and where the model's layers are not one plain stack."""
+        sites = [live.plan.site for live in self._occupant(slot).parts.values()]
+        depth = 0 if self._checkpointed else lowest_layer(self._wiring.anatomy, sites)
+        return depth if self._prefix.holds(depth) else 0
+
+    def frozen_states(
+        self, depth: int, input_ids: Tensor, attention_mask: Tensor, extra: Mapping[str, Tensor]
+    ) -> States:
+        """What the base's first `depth` layers make of rows [rows, length], to be handed in with a Segment."""
+        return States(depth, self._prefix.states(depth, input_ids, attention_mask, extra))
+
+    @cached_property
+    def _head(self) -> FrozenHead | None:
+        return frozen_head(self.loaded)
+
+    def forward(self, segments: Sequence[Segment], *, hidden: bool = False) -> list[Tensor]:
         """One pass of the base over all segments' rows; logits per segment.
 
         [rows, labels] in fp32 for classification, [rows, length, vocabulary] for a language model. Segments of unequal
-        length are padded on the right. Dropout is on exactly while gradients are enabled.
+        length are padded on the right. Dropout is on exactly while gradients are enabled. With `hidden` a language model
+        stops before its head: the last hidden states [rows, length, width], for which see `frozen_head`.
         """
         if not segments:
             return []
+        if hidden and self.loaded.task_type == "classification":
+            raise AdapterError(
+                "hidden", "asked of a classification", "its heads belong to the slots", "Take the logits"
+            )
+        slots = [self._occupant(segment.slot) for segment in segments]
+        seeds = [_dropout_seed(occupant) for occupant in slots]
+        rows = [segment.input_ids.shape[0] for segment in segments]
+        grouped = self._grouped and len(set(slots)) == len(slots) and all(slot.one_scale for slot in slots)
+        order = self._packs.order(slots, rows) if grouped else list(range(len(slots)))
         length = max(segment.input_ids.shape[1] for segment in segments)
         spans, start = [], 0
-        for segment in segments:
-            occupant = self._occupant(segment.slot)
-            occupant.refresh(self.loaded.compute_dtype)
-            stop = start + segment.input_ids.shape[0]
-            spans.append(Span(occupant, start, stop, segment.input_ids.shape[1], _dropout_seed(occupant)))
+        for place in order:
+            stop = start + rows[place]
+            spans.append(Span(slots[place], start, stop, segments[place].input_ids.shape[1], seeds[place]))
             start = stop
-        with in_force(TrainingLayout(spans, length)):
-            logits = self.loaded.model(**_batch(segments, length, self.loaded)).logits
-        if self.loaded.task_type == "classification":
-            return [logits[span.start : span.stop, : span.slot.labels] for span in spans]
-        return [logits[span.start : span.stop, : span.length] for span in spans]
+        model = self.loaded.model.base_model if hidden else self.loaded.model
+        states = _states([segments[place] for place in order], length)
+        with in_force(self._layout(spans, length, grouped)), self._prefix.resumed(states):
+            found = model(**_batch([segments[place] for place in order], length, self.loaded))
+        # one split, not slices: the gradient of a slice is as large as the whole
+        split = torch.split(found[0] if hidden else found.logits, [span.stop - span.start for span in spans])
+        classes = self.loaded.task_type == "classification"
+        parts: dict[int, Tensor] = {}
+        for place, span, part in zip(order, spans, split, strict=True):
+            width = span.slot.labels if classes else span.length
+            parts[place] = part if part.shape[1] == width else part[:, :width]
+        return [parts[place] for place in range(len(segments))]
+
+    def _layout(self, spans: Sequence[Span], length: int, grouped: bool) -> Layout:
+        if grouped:
+            pack = self._packs.pack([span.slot for span in spans])
+            return GroupedLayout(spans, length, pack, self.loaded.compute_dtype)
+        for span in spans:
+            span.slot.refresh(self.loaded.compute_dtype)
+        return TrainingLayout(spans, length)
 
     def detach(self) -> None:
         """Give the base back as it was; the bank is of no use afterwards."""
         for layer in self._checkpointed:
             layer.gradient_checkpointing, layer.training = False, False
         self._slots = [None] * len(self._slots)
+        self._packs = Packs(self.loaded.device)
         self._wiring.detach(self.loaded.model)
 
     def _place(self, slot: int) -> Slot | None:
@@ -147,17 +208,33 @@ def _dropout_seed(slot: Slot) -> int | None:
 def _batch(segments: Sequence[Segment], length: int, loaded: LoadedBase) -> dict[str, Tensor]:
     """All segments' rows under each other, padded on the right to `length`."""
 
-    def stack(parts: Sequence[Tensor], fill: int) -> Tensor:
-        return torch.cat([F.pad(part, (0, length - part.shape[1]), value=fill) for part in parts]).to(loaded.device)
+    def stack(parts: Sequence[Tensor | None], fill: int) -> Tensor:
+        whole = [
+            torch.full_like(segment.input_ids, fill) if part is None else part
+            for part, segment in zip(parts, segments, strict=True)
+        ]
+        missing = [length - part.shape[1] for part in whole]
+        padded = [F.pad(p, (0, more), value=fill) if more else p for p, more in zip(whole, missing, strict=True)]
+        return torch.cat(padded).to(loaded.device)
 
     batch = {
         "input_ids": stack([segment.input_ids for segment in segments], loaded.pad_id),
         "attention_mask": stack([segment.attention_mask for segment in segments], 0),
     }
     for name in sorted({name for segment in segments for name in segment.extra}):
-        zeros = [segment.extra.get(name, torch.zeros_like(segment.input_ids)) for segment in segments]
-        batch[name] = stack(zeros, 0)
+        batch[name] = stack([segment.extra.get(name) for segment in segments], 0)
     return batch
+
+
+def _states(segments: Sequence[Segment], length: int) -> States | None:
+    """What all segments' frozen prefixes made of their rows, padded to `length`; None where one brings nothing, or they
+    end at different depths: the pass then begins at the beginning."""
+    kept = [segment.states for segment in segments if segment.states is not None]
+    if len(kept) < len(segments) or len({states.depth for states in kept}) > 1:
+        return None
+    missing = [length - states.values.shape[1] for states in kept]
+    values = [F.pad(s.values, (0, 0, 0, more)) if more else s.values for s, more in zip(kept, missing, strict=True)]
+    return States(kept[0].depth, torch.cat(values))
 
 
 def _checkpoint_layers(model: Any) -> list[Any]:

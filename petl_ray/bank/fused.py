@@ -15,10 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from petl_ray.bank.slot import LivePart
+from petl_ray.bank.slot import DOWN, UP, LivePart
 from petl_ray.models.products import linear
-
-DOWN, UP = "lora_A.weight", "lora_B.weight"  # [rank, in], [out, rank]
 
 
 @dataclass(frozen=True)

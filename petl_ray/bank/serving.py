@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from petl_ray.bank.slot import DOWN, UP
 from petl_ray.bank.stacks import Stack
 from petl_ray.bank.training import ACTIVATIONS
 from petl_ray.bank.wiring import Wired, Wiring, in_force
@@ -132,8 +133,8 @@ class ServingBank:
 def _values(part: Part, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A part's values as its stack holds them; LoRA's scale goes into B."""
     values = {role: tensors[name] for role, name in part.names().items()}
-    if part.op == "lora":
-        values["lora_B.weight"] = values["lora_B.weight"] * part.scale
+    if UP in values:
+        values[UP] = values[UP] * part.scale
     return values
 
 
@@ -179,8 +180,9 @@ class ServingLayout:
         if "in_scale" in stack.tensors:
             x3 = x3 * stack.of("in_scale", self.rows).unsqueeze(1)
         y3 = wired.base(x3.reshape(x.shape)).reshape(*x3.shape[:2], -1)
-        low = torch.bmm(x3, stack.of("lora_A.weight", self.rows).transpose(1, 2))
-        y3 = torch.baddbmm(y3, low, stack.of("lora_B.weight", self.rows).transpose(1, 2))
+        if DOWN in stack.tensors:
+            low = torch.bmm(x3, stack.of(DOWN, self.rows).transpose(1, 2))
+            y3 = torch.baddbmm(y3, low, stack.of(UP, self.rows).transpose(1, 2))
         return y3 * stack.of("out_scale", self.rows).unsqueeze(1) if "out_scale" in stack.tensors else y3
 
     def _bottleneck(self, stack: Stack, activation: str, y3: Tensor) -> Tensor:

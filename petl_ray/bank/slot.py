@@ -17,6 +17,8 @@ from petl_ray.bank.wiring import Wiring
 from petl_ray.methods.parts import Part, first_value
 from petl_ray.methods.table import all_parts
 
+DOWN, UP = "lora_A.weight", "lora_B.weight"  # [rank, in], [out, rank]
+
 
 class Group(NamedTuple):
     """What an optimizer may treat alike: of the head or not, vectors or matrices, LoRA's B or not."""
@@ -48,10 +50,10 @@ class LivePart:
     @property
     def plain_lora(self) -> bool:
         """Whether this is A and B and nothing else."""
-        return self.plan.op == "lora" and len(self.values) == 2
+        return self.plan.op == "lora" and set(self.values) == {DOWN, UP}
 
 
-@dataclass
+@dataclass(eq=False)
 class Slot:
     """An occupied slot. `generator` feeds its dropout and nothing else, so a neighbour can never shift its draws."""
 
@@ -67,6 +69,8 @@ class Slot:
             live.plan.names()[role]: value for live in self.parts.values() for role, value in live.values.items()
         }
         self.drops = any(live.plan.dropout > 0 for live in self.parts.values())
+        scales = {live.plan.scale for live in self.parts.values() if DOWN in live.values} or {1.0}
+        self.scale, self.one_scale = max(scales), len(scales) == 1
 
     def refresh(self, dtype: torch.dtype) -> None:
         """Bring `working` up to what the parameters are now, in `dtype`."""
@@ -75,6 +79,16 @@ class Slot:
             for role, name in live.plan.names().items():
                 start, stop = self.flat.ranges[name]
                 live.working[role] = cast[start:stop].view(live.values[role].shape)
+
+    def hold_gradients(self) -> None:
+        """Let the parameters' gradients be views of the flat ones again, at zero, where somebody took them away."""
+        first = next(iter(self.parameters.values()), None)
+        if first is None or first.grad is not None:
+            return
+        self.flat.gradients.zero_()
+        for name, parameter in self.parameters.items():
+            start, stop = self.flat.ranges[name]
+            parameter.grad = self.flat.gradients[start:stop].view(parameter.shape)
 
     def put(self, values: Mapping[str, Tensor]) -> None:
         """Copy values into the parameters, by name; every one must be there in its shape."""

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from petl_ray.bank.fused import Cut, lora_linear
-from petl_ray.bank.slot import LivePart, Slot
+from petl_ray.bank.prefix import States
+from petl_ray.bank.slot import DOWN, UP, LivePart, Slot
 from petl_ray.bank.wiring import Wired
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -28,12 +29,14 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 @dataclass(frozen=True)
 class Segment:
     """Rows of one slot: `input_ids` and `attention_mask` [rows, length]; `extra` holds what else the model wants
-    (such as `token_type_ids`), shaped alike."""
+    (such as `token_type_ids`), shaped alike; `states` what the slot's frozen prefix makes of the rows, where that is
+    known (see `Bank.frozen_depth`)."""
 
     slot: int
     input_ids: Tensor
     attention_mask: Tensor
     extra: Mapping[str, Tensor] = field(default_factory=dict)
+    states: States | None = None
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,9 @@ class TrainingLayout:
             return wired.base(x)
         x = _gathered(x)
         if any(live and "in_scale" in live.values for live in lives):
-            x = _join([_scaled(live, part) for live, part in zip(lives, self._cut(x), strict=True)])
+            x = join([_scaled(live, part) for live, part in zip(lives, self._cut(x), strict=True)])
         if all(live is not None and live.plan.op == "replace" for live in lives):
-            return _join([_replaced(live, part) for live, part in zip(lives, self._cut(x), strict=True) if live])
+            return join([_replaced(live, part) for live, part in zip(lives, self._cut(x), strict=True) if live])
         # how a span is computed depends on its own part alone, so that no neighbour changes its bits
         fused = [live if live and live.plain_lora and wired.weight is not None else None for live in lives]
         y = self._fused(wired, fused, x) if any(fused) else wired.base(x)
@@ -71,7 +74,7 @@ class TrainingLayout:
             return y
         xs, ys = self._cut(x), self._cut(y)
         masks = [self._mask(span, live, wired, part) for span, live, part in zip(self.spans, rest, xs, strict=True)]
-        return _join([adapted(*each) for each in zip(rest, xs, ys, masks, strict=True)])
+        return join([adapted(*each) for each in zip(rest, xs, ys, masks, strict=True)])
 
     def norm(self, wired: Wired, x: Tensor) -> Tensor:
         """Each span through its own norm where it has one, else through the base's."""
@@ -83,7 +86,7 @@ class TrainingLayout:
         for live, part in zip(lives, self._cut(x), strict=True):
             own = live.values if live else {}
             parts.append(wired.form.apply(part, own["weight"], own.get("bias")) if own else wired.base(part))
-        return _join(parts)
+        return join(parts)
 
     def _fused(self, wired: Wired, lives: list[LivePart | None], x: Tensor) -> Tensor:
         weight = wired.weight
@@ -140,8 +143,9 @@ def adapted(live: LivePart | None, x: Tensor, y: Tensor, mask: Tensor | None) ->
         down = F.linear(y, values["bottleneck_down.weight"].to(kind), values["bottleneck_down.bias"].to(kind))
         up = ACTIVATIONS[live.plan.activation](down)
         return y + F.linear(up, values["bottleneck_up.weight"].to(kind), values["bottleneck_up.bias"].to(kind))
-    low = F.linear(x if mask is None else x * mask, values["lora_A.weight"].to(kind))
-    y = y + F.linear(low, values["lora_B.weight"].to(kind)) * live.plan.scale
+    if DOWN in values:
+        low = F.linear(x if mask is None else x * mask, values[DOWN].to(kind))
+        y = y + F.linear(low, values[UP].to(kind)) * live.plan.scale
     return y * values["out_scale"].to(kind) if "out_scale" in values else y
 
 
@@ -163,7 +167,7 @@ def _replaced(live: LivePart, x: Tensor) -> Tensor:
     return F.linear(x.float(), live.values["weight"], live.values.get("bias"))
 
 
-def _join(parts: list[Tensor]) -> Tensor:
+def join(parts: list[Tensor]) -> Tensor:
     """Spans back into one batch; label counts may differ, so the last dimension is padded with zeros."""
     if len(parts) == 1:
         return parts[0]

@@ -10,11 +10,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from petl_ray.methods.card import AdapterCard
-from petl_ray.methods.spec import BottleneckSpec, HeadSpec, LoraSpec, MethodSpec
+from petl_ray.methods.spec import BottleneckSpec, HeadSpec, Ia3Spec, LoraSpec, MethodSpec
 
 if TYPE_CHECKING:
     from petl_ray.methods.files import AdapterFiles, read_adapter, write_adapter
-    from petl_ray.methods.table import METHODS, count_parameters
+    from petl_ray.methods.table import METHODS, count_parameters, lowest_adapted_layer
 
 _DOORS = {  # torch is loaded when one of these is first used
     "AdapterFiles": "files",
@@ -22,6 +22,7 @@ _DOORS = {  # torch is loaded when one of these is first used
     "write_adapter": "files",
     "METHODS": "table",
     "count_parameters": "table",
+    "lowest_adapted_layer": "table",
 }
 
 __all__ = [
@@ -30,9 +31,11 @@ __all__ = [
     "AdapterFiles",
     "BottleneckSpec",
     "HeadSpec",
+    "Ia3Spec",
     "LoraSpec",
     "MethodSpec",
     "count_parameters",
+    "lowest_adapted_layer",
     "read_adapter",
     "write_adapter",
 ]

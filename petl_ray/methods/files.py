@@ -1,6 +1,6 @@
 """Adapter files: written to the same bytes every time, read as if an enemy had written them.
 
-`adapter_model.safetensors`, `adapter_config.json` (PEFT's format for LoRA) and `card.json`. Reading checks, in this
+`adapter_model.safetensors`, `adapter_config.json` (PEFT's format for LoRA and IA3) and `card.json`. Reading checks, in this
 order and before any weight is touched: no pickles, sizes, card, base, configuration (allow-listed keys and ranges), the
 safetensors header (exact set of names, shapes, types); then that every value is finite.
 """
@@ -61,7 +61,11 @@ class AdapterFiles:
 def write_adapter(directory: Path, tensors: Mapping[str, Tensor], found: Anatomy, card: AdapterCard) -> tuple[str, ...]:
     """Write the three files below `directory` and return their names; equal input gives equal bytes."""
     directory.mkdir(parents=True, exist_ok=True)
-    plain = {PREFIX + name: tensors[name].detach().to("cpu", torch.float32).contiguous() for name in sorted(tensors)}
+    shapes = _shapes(all_parts(card.method, found, len(card.labels)))
+    plain = {
+        PREFIX + name: tensors[name].detach().to("cpu", torch.float32).reshape(shapes[PREFIX + name]).contiguous()
+        for name in sorted(tensors)
+    }
     save_file(plain, directory / WEIGHTS, metadata={"format": "pt"})
     _write_json(directory / CONFIG, METHODS[card.method.kind].config(card.method, found))
     _write_json(directory / CARD, card.model_dump(mode="json"))
@@ -84,7 +88,9 @@ def read_adapter(directory: Path, base: KnownBase) -> AdapterFiles:
     configured = all_parts(METHODS[card.method.kind].read_config(config, found), found, len(card.labels))
     if len(parts) != len(configured) or not all(a.same_sum(b) for a, b in zip(parts, configured, strict=True)):
         raise AdapterError(CONFIG, "it describes another adapter than card.json", "one of them is wrong")
-    return AdapterFiles(card, _read_tensors(directory / WEIGHTS, _shapes(parts)))
+    tensors = _read_tensors(directory / WEIGHTS, _shapes(parts))
+    inside = {name: part.shapes[role] for part in parts for role, name in part.names().items()}
+    return AdapterFiles(card, {name: tensor.reshape(inside[name]) for name, tensor in tensors.items()})
 
 
 def read_card(directory: Path) -> AdapterCard:
@@ -97,7 +103,8 @@ def read_card(directory: Path) -> AdapterCard:
 
 
 def _shapes(parts: tuple[Part, ...]) -> dict[str, tuple[int, ...]]:
-    return {PREFIX + name: tuple(part.shapes[role]) for part in parts for role, name in part.names().items()}
+    """The shapes in files, by full name."""
+    return {PREFIX + name: part.stored_shape(role) for part in parts for role, name in part.names().items()}
 
 
 def _refuse_pickles(directory: Path) -> None:

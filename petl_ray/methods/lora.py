@@ -1,21 +1,16 @@
-"""LoRA (Hu et al. 2021) in PEFT's file format: parts on the targeted linear maps, the config read with suspicion."""
+"""LoRA (Hu et al. 2021) in PEFT's file format: parts on the targeted linear maps."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
-
-from petl_ray.errors import AdapterError
 from petl_ray.methods.parts import Init, Part, kaiming
-from petl_ray.methods.sites import Anatomy, short_names, targeted
+from petl_ray.methods.peft_format import check_peft_config, names_in, peft_head, refused, spec_of
+from petl_ray.methods.sites import Anatomy, Site, in_layers, short_names, targeted
 from petl_ray.methods.spec import LoraSpec
 
-TASK_TYPES = {True: "SEQ_CLS", False: "CAUSAL_LM"}
-HEAD_NAMES = {"classifier", "score"}  # PEFT lists both by itself, whichever the model has
-READ = {"peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "modules_to_save"}
-FREE = {"peft_version", "base_model_name_or_path", "revision", "inference_mode"}  # any scalar: nothing depends on it
+READ = {"r", "lora_alpha", "lora_dropout", "use_rslora", "layers_to_transform"}
 NEUTRAL: dict[str, tuple[Any, ...]] = {  # what PEFT also writes, allowed only where it changes nothing
     "alora_invocation_tokens": (None,),
     "alpha_pattern": ({},),
@@ -31,7 +26,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {  # what PEFT also writes, allowed only w
     "kasa_config": (None,),
     "layer_replication": (None,),
     "layers_pattern": (None,),
-    "layers_to_transform": (None,),
     "loftq_config": ({}, None),
     "lora_bias": (False,),
     "lora_ga_config": (None,),
@@ -65,65 +59,49 @@ class Lora:
                 scale=spec.scale,
                 dropout=spec.dropout,
             )
-            for site in targeted(found, spec.targets)
+            for site in _sites(spec, found)
         )
 
     def config(self, spec: LoraSpec, found: Anatomy) -> dict[str, Any]:
-        """What `peft.PeftModel.from_pretrained` reads."""
-        return {
-            "peft_type": "LORA",
-            "task_type": TASK_TYPES[bool(found.head_modules)],
-            "base_model_name_or_path": None,
-            "inference_mode": True,
+        """What `peft.PeftModel.from_pretrained` reads. Names in full are read without regard to layers, so the layers
+        are in them; short ones are narrowed by `layers_to_transform`."""
+        names = short_names(found, targeted(found, spec.targets))
+        if any("." in name for name in names):
+            names = sorted(site.name for site in _sites(spec, found))
+        written = {
+            **peft_head("LORA", found),
             "r": spec.rank,
             "lora_alpha": spec.alpha,
             "lora_dropout": spec.dropout,
             "use_rslora": spec.rslora,
-            "target_modules": short_names(found, targeted(found, spec.targets)),
-            "modules_to_save": list(found.head_modules) or None,
+            "target_modules": names,
             "bias": "none",
             "fan_in_fan_out": False,
             "init_lora_weights": True,
         }
+        return written if spec.layers is None else {**written, "layers_to_transform": list(spec.layers)}
 
     def read_config(self, config: Mapping[str, Any], found: Anatomy) -> LoraSpec:
         """Only keys known to be harmless at values known to be harmless are let through."""
-        for key, value in config.items():
-            if key in NEUTRAL and not any(value == good and type(value) is type(good) for good in NEUTRAL[key]):
-                raise _refused(key, value, "only its neutral value is allowed here")
-            if key in FREE and not isinstance(value, str | bool | None):
-                raise _refused(key, value, "a plain text or nothing is expected")
-            if key not in READ and key not in FREE and key not in NEUTRAL:
-                raise _refused(key, value, "no such key is known")
-        if config.get("peft_type") != "LORA":
-            raise _refused("peft_type", config.get("peft_type"), "only LORA is read")
-        if config.get("task_type") != TASK_TYPES[bool(found.head_modules)]:
-            raise _refused("task_type", config.get("task_type"), "the base was loaded for another task type")
-        saved = set(config.get("modules_to_save") or []) - (HEAD_NAMES if found.head_modules else set())
-        if saved != set(found.head_modules) - HEAD_NAMES:
-            raise _refused("modules_to_save", config.get("modules_to_save"), "only the head itself may be replaced")
-        return _spec(config)
+        check_peft_config(config, found, "LORA", READ, NEUTRAL)
+        layers = config.get("layers_to_transform")
+        if isinstance(layers, int) and not isinstance(layers, bool):
+            layers = [layers]
+        fields = {
+            "rank": config.get("r"),
+            "alpha": config.get("lora_alpha"),
+            "dropout": config.get("lora_dropout", 0.0),
+            "rslora": config.get("use_rslora", False),
+            "targets": names_in(config, "target_modules"),
+            "layers": layers or None,  # to PEFT an empty list is every layer
+        }
+        spec = spec_of(LoraSpec, fields)
+        sites = {site.name for site in _sites(spec, found)}
+        if outside := [site.name for site in found.sites if site.name in spec.targets and site.name not in sites]:
+            raise refused("target_modules", outside[0], "it lies outside layers_to_transform, which PEFT would ignore")
+        return spec
 
 
-def _spec(config: Mapping[str, Any]) -> LoraSpec:
-    targets = config.get("target_modules")
-    if not isinstance(targets, list):
-        raise _refused("target_modules", targets, "a list of module names is expected")
-    try:
-        return LoraSpec.model_validate(
-            {
-                "rank": config.get("r"),
-                "alpha": config.get("lora_alpha"),
-                "dropout": config.get("lora_dropout", 0.0),
-                "rslora": config.get("use_rslora", False),
-                "targets": targets,
-            },
-            strict=False,
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise _refused(".".join(map(str, first["loc"])), first["input"], first["msg"]) from None
-
-
-def _refused(key: str, value: Any, why: str) -> AdapterError:
-    return AdapterError(f"adapter_config.json: {key}", f"got {str(value)[:80]}", why, "Refuse this adapter")
+def _sites(spec: LoraSpec, found: Anatomy) -> tuple[Site, ...]:
+    sites = targeted(found, spec.targets)
+    return sites if spec.layers is None else in_layers(found, sites, spec.layers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
@@ -29,11 +29,13 @@ class Init:
 class Part:
     """Tensors of one adapter at one site. What the bank does with them is `op`:
 
-    - `lora`: out_scale * (W (in_scale * x) + scale · B A (in_scale * x)); roles `lora_A.weight` [rank, in],
-      `lora_B.weight` [out, rank], and where a method wants them `in_scale` [in] and `out_scale` [out];
+    - `lora`: out_scale * (W (in_scale * x) + scale · B A (in_scale * x)); roles `lora_A.weight` [rank, in] and
+      `lora_B.weight` [out, rank] (both or neither), `in_scale` [in] and `out_scale` [out], as a method wants them;
     - `bottleneck`: y + up(act(down(y))) on the site's output; roles `bottleneck_down.weight` [size, width], `.bias`
       [size], `bottleneck_up.weight` [width, size], `.bias` [width];
     - `replace`: the module's own `weight` and `bias`, trained (heads, norms).
+
+    `stored` names the roles that files know by another name or in another shape: role → (name, shape).
     """
 
     site: Site
@@ -43,10 +45,15 @@ class Part:
     scale: float = 1.0
     dropout: float = 0.0
     activation: str = "none"
+    stored: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
 
     def names(self) -> dict[str, str]:
         """Role → the tensor's full name, unique within an adapter and used in files."""
-        return {role: f"{self.site.name}.{role}" for role in self.shapes}
+        return {role: f"{self.site.name}.{self.stored.get(role, (role,))[0]}" for role in self.shapes}
+
+    def stored_shape(self, role: str) -> tuple[int, ...]:
+        """The shape a tensor has in files."""
+        return tuple(self.stored[role][1] if role in self.stored else self.shapes[role])
 
     def same_sum(self, other: Part) -> bool:
         """True if both compute the same function of their tensors once trained (dropout and first values aside)."""

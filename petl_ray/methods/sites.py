@@ -12,6 +12,7 @@ from torch import nn
 from petl_ray.errors import AdapterError
 
 QUERIES = {"query", "q_proj", "q_lin", "q", "query_proj", "Wqkv", "qkv_proj", "query_key_value", "in_proj"}
+KEYS = {"key", "k_proj", "k_lin", "k", "key_proj", "Wqkv", "qkv_proj", "query_key_value", "in_proj"}
 VALUES = {"value", "v_proj", "v_lin", "v", "value_proj", "Wqkv", "qkv_proj", "query_key_value", "in_proj"}
 
 
@@ -27,6 +28,11 @@ class Site:
     layer: str = ""
     attention: bool = False
     head: bool = False
+
+    @property
+    def number(self) -> int | None:
+        """The number of its layer, counted from 0; None outside the numbered layers."""
+        return next((int(part) for part in self.layer.split(".") if part.isdigit()), None)
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,11 @@ class Anatomy:
     def linears(self) -> tuple[Site, ...]:
         """The linear maps inside the numbered layers of the backbone: what `all-linear` means."""
         return tuple(site for site in self.sites if site.kind == "linear" and site.layer and not site.head)
+
+    @property
+    def layers(self) -> int:
+        """How many numbered layers the backbone has."""
+        return max((site.number + 1 for site in self.sites if site.number is not None), default=0)
 
     @property
     def heads(self) -> tuple[Site, ...]:
@@ -125,13 +136,15 @@ def targeted(found: Anatomy, targets: str | tuple[str, ...]) -> tuple[Site, ...]
     if isinstance(targets, str):
         chosen = tuple(site for site in found.linears if _in_set(site, targets))
         if not chosen:
-            raise AdapterError("method.targets", f"got '{targets}'", "this model has no such modules", _names(found))
+            raise AdapterError(
+                "method.targets", f"got '{targets}'", "this model has no such modules", module_names(found)
+            )
         return chosen
     allowed = [site for site in found.sites if site.kind == "linear" and not site.head]
     for target in targets:
         if not any(_matches(site.name, target) for site in allowed):
             raise AdapterError(
-                "method.targets", f"got '{target}'", "no linear map of this model ends so", _names(found)
+                "method.targets", f"got '{target}'", "no linear map of this model ends so", module_names(found)
             )
     return tuple(site for site in allowed if any(_matches(site.name, target) for target in targets))
 
@@ -152,11 +165,53 @@ def output_projections(found: Anatomy) -> tuple[Site, ...]:
     return tuple(site for site in found.linears if last[site.layer, site.attention] is site)
 
 
+def feedforward_outputs(found: Anatomy) -> tuple[Site, ...]:
+    """Per layer the last map of its feed-forward part."""
+    return tuple(site for site in output_projections(found) if not site.attention)
+
+
+def in_layers(found: Anatomy, sites: Sequence[Site], layers: Sequence[int]) -> tuple[Site, ...]:
+    """Those of `sites` that lie in the layers with these numbers. Raises AdapterError for a number there is not, and
+    where nothing remains."""
+    if max(layers) >= found.layers:
+        raise AdapterError(
+            "method.layers",
+            f"got {max(layers)}",
+            f"this model has {found.layers} layers",
+            f"Choose 0 to {found.layers - 1}",
+        )
+    chosen = tuple(site for site in sites if site.number in layers)
+    if not chosen:
+        raise AdapterError("method.layers", f"got {list(layers)}", "no targeted module lies there", "Choose others")
+    return chosen
+
+
+def lowest_layer(found: Anatomy, sites: Sequence[Site]) -> int:
+    """The number of the lowest layer that any of `sites` lies in: what is below computes as the plain base does.
+
+    Heads, and what stands behind the layers, count as above the last one; what stands before them as layer 0.
+    """
+    first = next((index for index, site in enumerate(found.sites) if site.number is not None), 0)
+    before = {site.name for site in found.sites[:first]}
+    return min((_number(found, site, before) for site in sites), default=found.layers)
+
+
+def _number(found: Anatomy, site: Site, before: set[str]) -> int:
+    if site.number is not None:
+        return site.number
+    return 0 if site.name in before and not site.head else found.layers
+
+
+def last_name(site: Site) -> str:
+    """The last part of a site's name: what the module is called within its layer."""
+    return site.name.rsplit(".", 1)[-1]
+
+
 def _in_set(site: Site, targets: str) -> bool:
     if targets == "all-linear":
         return True
     if targets == "query_value":
-        return site.attention and site.name.rsplit(".", 1)[-1] in QUERIES | VALUES
+        return site.attention and last_name(site) in QUERIES | VALUES
     return site.attention if targets == "attention" else not site.attention
 
 
@@ -164,5 +219,6 @@ def _matches(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 
-def _names(found: Anatomy) -> str:
-    return "Choose among " + ", ".join(sorted({site.name.rsplit(".", 1)[-1] for site in found.linears}))
+def module_names(found: Anatomy) -> str:
+    """The last parts of the names there are, as advice."""
+    return "Choose among " + ", ".join(sorted({last_name(site) for site in found.linears}))

@@ -8,12 +8,14 @@ from typing import Any
 from petl_ray.errors import AdapterError
 from petl_ray.methods.bottleneck import Bottleneck
 from petl_ray.methods.head import Head
+from petl_ray.methods.ia3 import Ia3
 from petl_ray.methods.lora import Lora
 from petl_ray.methods.parts import Method, Part, head_parts
-from petl_ray.methods.sites import Anatomy, anatomy
+from petl_ray.methods.sites import Anatomy, anatomy, lowest_layer
 
 METHODS: dict[str, Method] = {
     "lora": Lora(),
+    "ia3": Ia3(),
     "bottleneck": Bottleneck(),
     "head": Head(),
 }
@@ -36,3 +38,10 @@ def count_parameters(model: Any, spec: Any, labels: int) -> int:
     """How many parameters `spec` trains on `model`, head included. Nothing is allocated: a skeleton will do."""
     parts = all_parts(spec, anatomy(model), labels)
     return sum(math.prod(shape) for part in parts for shape in part.shapes.values())
+
+
+def lowest_adapted_layer(model: Any, spec: Any) -> int:
+    """The number (from 0) of the lowest layer of `model` that `spec` changes: everything below computes as the plain base
+    does, whatever is trained. The number of layers itself where only the head is trained."""
+    found = anatomy(model)
+    return lowest_layer(found, [part.site for part in METHODS[spec.kind].parts(spec, found)])

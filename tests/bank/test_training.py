@@ -11,7 +11,15 @@ import torch
 
 from petl_ray.bank import Bank, Segment, memory_estimate
 from petl_ray.errors import AdapterError, CapacityError, ConflictError
-from petl_ray.methods import BottleneckSpec, HeadSpec, LoraSpec, count_parameters, read_adapter
+from petl_ray.methods import (
+    BottleneckSpec,
+    HeadSpec,
+    Ia3Spec,
+    LoraSpec,
+    count_parameters,
+    lowest_adapted_layer,
+    read_adapter,
+)
 from petl_ray.methods.parts import Init, Part
 from petl_ray.methods.table import METHODS
 from petl_ray.models.loading import LoadedBase
@@ -22,8 +30,10 @@ OCCUPANTS: list[tuple[Any, int]] = [
     (BottleneckSpec(size=8), 5),
     (HeadSpec(), 2),
     (LoraSpec(rank=2, targets="query_value", rslora=True), 4),
+    (Ia3Spec(), 3),
+    (LoraSpec(rank=3, layers=(1,)), 2),
 ]
-LENGTHS = [7, 12, 5, 9]
+LENGTHS = [7, 12, 5, 9, 8, 6]
 
 
 def _full_bank(loaded: LoadedBase, **more: Any) -> Bank:
@@ -84,7 +94,7 @@ def test_a_slot_full_of_nan_harms_nobody_else(bert: LoadedBase) -> None:
         bank.set_rng_state(slot, state)
     logits, after = _gradients(bank, segments)
     assert bool(logits[1].isnan().all())
-    for slot in (0, 2, 3):
+    for slot in (0, 2, 3, 4, 5):
         assert bool(logits[slot].isfinite().all()) and _close(before[slot], after[slot], 1e-6)
     bank.detach()
 
@@ -244,6 +254,62 @@ def test_input_and_output_scales_are_a_real_seam(
     assert torch.allclose(seen[1], expected, atol=1e-5)
     bank.export(0, tmp_path, card(bert, method, 3))
     assert set(read_adapter(tmp_path, bert).tensors) == set(bank.parameters(0))
+    bank.detach()
+
+
+def test_ia3_scales_keys_values_and_what_the_feed_forward_part_computes_inside(bert: LoadedBase) -> None:
+    bank = Bank(bert, 1)
+    bank.fill(0, Ia3Spec(), 3, seed=1)
+    values, batch = bank.parameters(0), rows(0, 2, 5)
+    with torch.no_grad():
+        (logits,) = bank.forward([batch])
+        plain = bert.model.bert(input_ids=batch.input_ids, attention_mask=batch.attention_mask).pooler_output
+    assert torch.allclose(logits, plain @ values["classifier.weight"].T, atol=1e-6), "ones change nothing"
+    shake(values.values())
+    layer = bert.model.bert.encoder.layer[1]
+    seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    watched = {"key": layer.attention.self.key, "value": layer.attention.self.value, "last": layer.output.dense}
+    hooks = [
+        module.register_forward_hook(lambda _, args, y, name=name: seen.update({name: (args[0], y)}))
+        for name, module in watched.items()
+    ]
+    bank.forward([batch])
+    for hook in hooks:
+        hook.remove()
+    path = "bert.encoder.layer.1."
+    for name in ("key", "value"):
+        x, y = seen[name]
+        scale = values[f"{path}attention.self.{name}.ia3_l"]
+        assert torch.allclose(y, torch.nn.functional.linear(x, *_frozen(watched[name])) * scale, atol=1e-5)
+    x, y = seen["last"]
+    scale = values[f"{path}output.dense.ia3_l"]
+    assert torch.allclose(y, torch.nn.functional.linear(x * scale, *_frozen(watched["last"])), atol=1e-5)
+    assert not any("attention.output" in name or "query" in name for name in values)
+    bank.detach()
+
+
+def _frozen(module: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return module.weight, module.bias
+
+
+def test_adapting_upper_layers_leaves_the_lower_ones_the_plain_base(bert: LoadedBase) -> None:
+    bank, batch = Bank(bert, 1), rows(0, 2, 6)
+    method = LoraSpec(rank=3, layers=(1,))
+    bank.fill(0, method, 3, seed=1)
+    shake(bank.parameters(0).values())
+    lowest = lowest_adapted_layer(bert.model, method)
+    states: dict[int, list[torch.Tensor]] = {0: [], 1: []}
+    hooks = [
+        layer.register_forward_hook(lambda _, __, y, at=at: states[at].append(y[0] if isinstance(y, tuple) else y))
+        for at, layer in enumerate(bert.model.bert.encoder.layer)
+    ]
+    with torch.no_grad():
+        bert.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        bank.forward([batch])
+    for hook in hooks:
+        hook.remove()
+    assert lowest == 1 and all(".layer.1." in name or name.startswith("classifier") for name in bank.parameters(0))
+    assert torch.allclose(*states[0], atol=1e-6) and not torch.allclose(*states[1], atol=1e-3)
     bank.detach()
 
 

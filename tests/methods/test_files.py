@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from petl_ray.errors import AdapterError
-from petl_ray.methods import AdapterCard, LoraSpec, read_adapter, write_adapter
+from petl_ray.methods import AdapterCard, Ia3Spec, LoraSpec, read_adapter, write_adapter
 from petl_ray.methods.parts import first_value
 from petl_ray.methods.sites import anatomy
 from petl_ray.methods.table import all_parts
@@ -138,6 +138,9 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "config: unknown targets": (_config(target_modules=["nowhere"]), "no linear map"),
     "config: targets as a pattern": (_config(target_modules=".*"), "list of module names"),
     "config: other targets": (_config(target_modules=["query"]), "another adapter than card"),
+    "config: a layer there is not": (_config(layers_to_transform=[7]), "2 layers"),
+    "config: other layers": (_config(layers_to_transform=[1]), "layers_to_transform|another adapter than card"),
+    "config: layers as text": (_config(layers_to_transform="0"), "layers"),
     "config: other task type": (_config(task_type="CAUSAL_LM"), "task_type"),
     "config: no JSON": (lambda path: (path / CONFIG).write_text("{"), "no JSON"),
     "config: a key twice": (lambda path: (path / CONFIG).write_text('{"r": 1, "r": 2}'), "twice"),
@@ -183,3 +186,37 @@ def test_hostile_adapters_leave_served_neighbours_alone(base: LoadedBase, adapte
             serving.install(1, read_adapter(copy, base))
     assert torch.equal(torch.stack(serving.answer([0] * 3, ids, torch.ones_like(ids))), before)
     serving.detach()
+
+
+IA3 = Ia3Spec()
+IA3_HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "config: another method": (_config(peft_type="LORA"), "peft_type"),
+    "config: unknown key": (_config(rank=3), "no such key"),
+    "config: feed-forward as a pattern": (_config(feedforward_modules=".*"), "list of module names"),
+    "config: feed-forward beside the targets": (_config(feedforward_modules=["query"]), "targets do not name"),
+    "config: inputs instead of outputs": (_config(feedforward_modules=[]), "another adapter than card"),
+    "config: transposed weights": (_config(fan_in_fan_out=True), "fan_in_fan_out"),
+    "a vector lying down": (
+        _tensors(lambda t: t.update({name: v.T.contiguous() for name, v in t.items() if name.endswith("key.ia3_l")})),
+        "is expected",
+    ),
+    "infinity": (_tensors(lambda t: next(iter(t.values())).fill_(float("inf"))), "infinite"),
+    "card: a LoRA": (_card(method={"kind": "lora", "rank": 2}), "peft_type"),
+}
+
+
+@pytest.mark.parametrize("case", IA3_HOSTILE)
+def test_a_hostile_ia3_is_refused_in_one_sentence(case: str, base: LoadedBase, tmp_path: Path) -> None:
+    found = anatomy(base.model)
+    parts = all_parts(IA3, found, 3)
+    tensors = {name: torch.ones(part.shapes[role]) for part in parts for role, name in part.names().items()}
+    card = AdapterCard(task="t", task_type="classification", labels=("a", "b", "c"), max_length=32, base=base.digest,
+                       precision="fp32", tokenizer=base.tokenizer_digest, method=IA3)  # fmt: skip
+    write_adapter(tmp_path, tensors, found, card)
+    assert read_adapter(tmp_path, base).tensors.keys() == tensors.keys()
+    shapes = {tuple(value.shape) for name, value in load_file(tmp_path / WEIGHTS).items() if "ia3" in name}
+    assert shapes == {(64, 1), (1, 128)}
+    harm, message = IA3_HOSTILE[case]
+    harm(tmp_path)
+    with pytest.raises(AdapterError, match=message):
+        read_adapter(tmp_path, base)

@@ -11,18 +11,20 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     DistilBertConfig,
+    GemmaConfig,
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
     ModernBertConfig,
     OPTConfig,
+    PhiConfig,
     Qwen2Config,
     Qwen3Config,
     RobertaConfig,
 )
 
 from petl_ray.errors import AdapterError
-from petl_ray.methods import BottleneckSpec, HeadSpec, LoraSpec, count_parameters
+from petl_ray.methods import BottleneckSpec, HeadSpec, Ia3Spec, LoraSpec, count_parameters, lowest_adapted_layer
 from petl_ray.methods.sites import anatomy, output_projections, short_names, targeted
 from petl_ray.methods.table import METHODS, all_parts
 
@@ -62,6 +64,8 @@ DECODERS = {
     "gpt_neox": (GPTNeoXConfig(**SMALL), 8, ["attention.dense", "mlp.dense_4h_to_h"]),
 }  # fmt: skip
 
+MORE = {"gemma": (GemmaConfig(**SMALL),), "phi": (PhiConfig(**SMALL),)}
+
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_an_encoder_shows_its_maps_its_output_projections_and_its_head(name: str) -> None:
@@ -90,6 +94,60 @@ def test_a_decoder_shows_its_maps_and_keeps_its_output_layer_to_itself(name: str
 @pytest.mark.parametrize(("targets", "count"), [("attention", 8), ("query_value", 4), ("mlp", 6), ("all-linear", 14)])
 def test_named_sets_mean_the_same_everywhere(targets: str, count: int) -> None:
     assert len(targeted(anatomy(_skeleton(LlamaConfig(**SMALL), causal=True)), targets)) == count
+
+
+IA3_SITES = {  # per layer: outputs scaled, inputs scaled
+    "bert": (["attention.self.key", "attention.self.value"], ["output.dense"]),
+    "roberta": (["attention.self.key", "attention.self.value"], ["output.dense"]),
+    "distilbert": (["attention.k_lin", "attention.v_lin"], ["ffn.lin2"]),
+    "modernbert": (["attn.Wqkv"], ["mlp.Wo"]),
+    "llama": (["self_attn.k_proj", "self_attn.v_proj"], ["mlp.down_proj"]),
+    "mistral": (["self_attn.k_proj", "self_attn.v_proj"], ["mlp.down_proj"]),
+    "qwen2": (["self_attn.k_proj", "self_attn.v_proj"], ["mlp.down_proj"]),
+    "qwen3": (["self_attn.k_proj", "self_attn.v_proj"], ["mlp.down_proj"]),
+    "gemma": (["self_attn.k_proj", "self_attn.v_proj"], ["mlp.down_proj"]),
+    "phi": (["self_attn.k_proj", "self_attn.v_proj"], ["mlp.fc2"]),
+    "opt": (["self_attn.k_proj", "self_attn.v_proj"], ["fc2"]),
+    "gpt_neox": (["attention.query_key_value"], ["mlp.dense_4h_to_h"]),
+}
+
+
+@pytest.mark.parametrize("name", IA3_SITES)
+def test_ia3_finds_keys_values_and_the_feed_forwards_last_map_in_every_family(name: str) -> None:
+    outer, inner = IA3_SITES[name]
+    config = ENCODERS[name][0] if name in ENCODERS else {**DECODERS, **MORE}[name][0]
+    found = anatomy(_skeleton(config, causal=name not in ENCODERS))
+    parts = METHODS["ia3"].parts(Ia3Spec(), found)
+    for role, expected in (("out_scale", outer), ("in_scale", inner)):
+        sites = [part.site for part in parts if role in part.shapes]
+        assert len(sites) == 2 * len(expected)
+        assert {site.name.removeprefix(f"{site.layer}.") for site in sites} == set(expected)
+        assert all(part.shapes[role] == (part.site.in_width if role == "in_scale" else part.site.width,)
+                   for part in parts if role in part.shapes)  # fmt: skip
+    config_file = METHODS["ia3"].config(Ia3Spec(), found)
+    read = METHODS["ia3"].parts(METHODS["ia3"].read_config(config_file, found), found)
+    assert all(one.same_sum(two) for one, two in zip(parts, read, strict=True))
+
+
+def test_layers_are_chosen_by_number_and_a_wrong_one_says_how_many_there_are() -> None:
+    skeleton = _skeleton(LlamaConfig(**SMALL), causal=True)
+    found = anatomy(skeleton)
+    upper = METHODS["lora"].parts(LoraSpec(layers=(1,)), found)
+    assert len(upper) == 7 and all(part.site.number == 1 for part in upper)
+    with pytest.raises(AdapterError, match=r"2 layers\. Choose 0 to 1"):
+        METHODS["lora"].parts(LoraSpec(layers=(2,)), found)
+    with pytest.raises(AdapterError, match="no targeted module lies there"):
+        METHODS["lora"].parts(LoraSpec(targets=("layers.0.mlp.up_proj",), layers=(1,)), found)
+    assert METHODS["lora"].config(LoraSpec(targets="query_value", layers=(1,)), found)["layers_to_transform"] == [1]
+
+
+def test_the_lowest_adapted_layer_is_known_before_anything_is_computed() -> None:
+    causal, classifier = _skeleton(LlamaConfig(**SMALL), causal=True), _skeleton(BERT)
+    assert lowest_adapted_layer(causal, LoraSpec(layers=(1,))) == 1
+    assert lowest_adapted_layer(causal, LoraSpec(targets=("lm_head",))) == 2
+    assert lowest_adapted_layer(causal, LoraSpec(targets=("lm_head", "q_proj"))) == 0
+    assert lowest_adapted_layer(classifier, HeadSpec()) == 2 and lowest_adapted_layer(classifier, Ia3Spec()) == 0
+    assert lowest_adapted_layer(classifier, LoraSpec(targets=("pooler.dense",))) == 2
 
 
 def test_a_list_of_modules_is_matched_by_suffix_and_a_wrong_name_lists_the_right_ones() -> None:

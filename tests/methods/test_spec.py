@@ -6,9 +6,9 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from petl_ray.fingerprint import sha256_of
-from petl_ray.methods import BottleneckSpec, HeadSpec, LoraSpec, MethodSpec
+from petl_ray.methods import BottleneckSpec, HeadSpec, Ia3Spec, LoraSpec, MethodSpec
 
-PARSE: TypeAdapter[LoraSpec | BottleneckSpec | HeadSpec] = TypeAdapter(MethodSpec)
+PARSE: TypeAdapter[LoraSpec | Ia3Spec | BottleneckSpec | HeadSpec] = TypeAdapter(MethodSpec)
 
 
 def test_the_words_of_peft_are_understood() -> None:
@@ -18,8 +18,19 @@ def test_the_words_of_peft_are_understood() -> None:
 
 
 def test_a_spec_survives_json() -> None:
-    for spec in (LoraSpec(targets=("q_proj",)), LoraSpec(), BottleneckSpec(), HeadSpec()):
+    ia3 = Ia3Spec(targets=("v_proj", "down_proj"), feedforward=("down_proj",))
+    lora = LoraSpec(targets=("q_proj",), layers=(3, 1))
+    for spec in (lora, LoraSpec(), ia3, Ia3Spec(), BottleneckSpec(), HeadSpec()):
         assert PARSE.validate_json(spec.model_dump_json()) == spec
+
+
+def test_a_lora_on_all_layers_is_the_question_it_was_before_layers_could_be_chosen() -> None:
+    before = {"kind": "lora", "rank": 8, "alpha": 16.0, "targets": "all-linear", "dropout": 0.0, "rslora": False}
+    assert LoraSpec().identity() == before and LoraSpec(layers=None).model_dump(mode="json") == before
+    assert sha256_of(LoraSpec()) == sha256_of(before)
+    chosen = LoraSpec.model_validate({"layers_to_transform": [2, 0, 2]})
+    assert chosen.layers == (0, 2) and chosen.model_dump(mode="json") == {**before, "layers": [0, 2]}
+    assert len({sha256_of(spec) for spec in (LoraSpec(), chosen, LoraSpec(layers=(0, 1)))}) == 3
 
 
 def test_rslora_scales_by_the_root_of_the_rank() -> None:
@@ -39,6 +50,11 @@ def test_rslora_scales_by_the_root_of_the_rank() -> None:
         ({"kind": "lora", "targets": []}, "Name at least one module"),
         ({"kind": "lora", "targets": ["../x"]}, "no module name"),
         ({"kind": "lora", "rank": 4, "r": 4}, "Extra inputs"),
+        ({"kind": "lora", "layers": []}, "leave it out for all"),
+        ({"kind": "lora", "layers": [-1]}, "count from 0"),
+        ({"kind": "ia3", "targets": "attention"}, "the named sets are key_value_feedforward, key_value"),
+        ({"kind": "ia3", "feedforward": ["fc2"]}, "which knows its own"),
+        ({"kind": "ia3", "targets": ["v_proj"], "feedforward": ["fc2"]}, "Name it there too"),
         ({"kind": "bottleneck", "size": 0}, "lets nothing through"),
         ({"kind": "bottleneck", "activation": "swish"}, "gelu"),
         ({"kind": "loraa"}, "lora"),
