@@ -1,32 +1,58 @@
-"""`python -m benchmarks [--quick] [NAME …]`: measure, append rows to results/, print them, write docs/benchmarks.md."""
+"""`python -m benchmarks [--quick] [--again] [NAME …]`: measure, keep rows in results/, print them, write docs/benchmarks.md.
+
+Without a name: all of them, or with --quick those that take five minutes together. The long ones keep what every
+contestant came to as soon as it is known, and go on there when they are started again.
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import packs, step, steps
+from benchmarks import packs, quality, questions, search, step, steps
+from benchmarks.machine import place
 from benchmarks.rows import Row, keep, kept
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
-BENCHES: dict[str, Callable[[bool], Iterator[Row]]] = {
-    "step": step.measure,
-    "packs": packs.measure,
-    "durability": steps.measure,
+
+
+@dataclass(frozen=True)
+class Bench:
+    """`measure(quick, again)` yields rows; `quick` says whether it belongs to the five minutes."""
+
+    measure: Callable[[bool, bool], Iterator[Row]]
+    quick: bool
+
+
+BENCHES = {
+    "step": Bench(lambda quick, again: step.measure(quick), True),
+    "packs": Bench(packs.measure, True),
+    "durability": Bench(lambda quick, again: steps.measure(quick), True),
+    "throughput": Bench(search.throughput, False),
+    "cost": Bench(search.cost, False),
+    "winners": Bench(quality.winners, False),
+    "tuning": Bench(quality.tuning, False),
 }
 
 
 def main() -> None:
-    """Measure what was asked for, all by default."""
+    """Measure what was asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*BENCHES, []], help="which; default: all")
+    parser.add_argument("names", nargs="*", choices=[*BENCHES, []], help="which; default: all, or the quick ones")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and shapes: under five minutes in all")
+    parser.add_argument("--again", action="store_true", help="measure what stands for this machine once more")
+    parser.add_argument("--page", action="store_true", help="measure nothing, write the page from what is kept")
     asked = parser.parse_args()
-    for name in asked.names or BENCHES:
-        for row in BENCHES[name](asked.quick):
-            print(keep(row, name), flush=True)
-    write_page()
+    names = asked.names or [name for name, bench in BENCHES.items() if bench.quick or not asked.quick]
+    try:
+        for name in [] if asked.page else names:
+            for row in BENCHES[name].measure(asked.quick, asked.again):
+                print(keep(row, name), flush=True)
+    finally:
+        questions.clean()
+        write_page()
 
 
 def write_page() -> None:
@@ -36,16 +62,20 @@ def write_page() -> None:
         "# Benchmarks",
         "",
         "Written by `make bench` (`make bench QUICK=1`: under five minutes) from the rows in `benchmarks/results/`.",
-        "Ratios are medians of interleaved rounds in one run, correctness checked first; higher is better. `reach` must",
-        "be met, `aim` is hoped for.",
+        "Ratios are of medians of interleaved rounds in one run, correctness checked first; higher is better. `reach`",
+        "must be met, `aim` is hoped for. `interval` is the 95 % interval of ours minus the baseline, paired, in points.",
+        "",
+        "(a) is Ray Tune with one function trial a process, transformers' Trainer and PEFT; (b) Ray Tune with actors that",
+        "are used again and a bare PEFT loop in the precision and with the threads that are fastest on that machine.",
+        "Core-seconds are wall clock times reserved cores, of the whole process with all its start-up.",
     ]
-    for cpu in dict.fromkeys(row["machine"]["cpu"] for row in rows):
-        mine = [row for row in rows if row["machine"]["cpu"] == cpu]
-        facts = {**mine[-1]["machine"]}
-        lines += ["", f"## {facts.pop('cpu')}", "", ", ".join(f"{name} {value}" for name, value in facts.items()), ""]
+    for where in dict.fromkeys(place(row["machine"]) for row in rows):
+        mine = [row for row in rows if place(row["machine"]) == where]
+        facts = {name: value for name, value in mine[-1]["machine"].items() if value != where}
+        lines += ["", f"## {where}", "", ", ".join(f"{name} {value}" for name, value in facts.items()), ""]
         lines += [
-            "| figure | ours | baseline | ratio | reach | aim | ok | spread | n |",
-            "|---|---|---|---|---|---|---|---|---|",
+            "| figure | ours | baseline | ratio | reach | aim | ok | interval | spread | n |",
+            "|---|---|---|---|---|---|---|---|---|---|",
         ]
         lines += [_line(row) for row in mine]
     PAGE.parent.mkdir(exist_ok=True)
@@ -55,8 +85,10 @@ def write_page() -> None:
 def _line(row: dict[str, object]) -> str:
     ok = {True: "yes", False: "no", None: ""}[row["ok"]]  # type: ignore[index]
     bounds = ["" if row[name] is None else f"{row[name]}" for name in ("reach", "aim")]
+    between = row.get("interval")
+    ends = f"{between[0]:+} … {between[1]:+}" if isinstance(between, list) else ""
     unit = row["unit"]
-    cells = [row["figure"], f"{row['ours']} {unit}", f"{row['baseline']} {unit}", row["ratio"], *bounds, ok]
+    cells = [row["figure"], f"{row['ours']} {unit}", f"{row['baseline']} {unit}", row["ratio"], *bounds, ok, ends]
     return f"| {' | '.join(str(cell) for cell in [*cells, row['spread'], row['n']])} |"
 
 

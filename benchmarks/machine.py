@@ -1,18 +1,20 @@
-"""What a figure was measured on: CPU flags, threads, versions."""
+"""What a figure was measured on: CPU flags, GPU, threads, versions."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 
-PACKAGES = ("torch", "transformers", "peft", "ray", "mlflow", "sqlalchemy")
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "ray", "mlflow", "sqlalchemy")
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+LOOSE = ("threads",)  # may differ between two measurements that still belong together
 
 
-def describe() -> dict[str, str]:
-    """Plain facts of this machine and its libraries."""
+def describe(gpu: str | None = None) -> dict[str, str]:
+    """Plain facts of this machine and its libraries; `gpu` is the name of the one that was measured on."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     words = set(text.split())
     model = next(
@@ -20,7 +22,26 @@ def describe() -> dict[str, str]:
     )
     return {
         "cpu": f"{model}, {os.cpu_count()} cores, {' '.join(flag for flag in FLAGS if flag in words) or 'no wide vectors'}",
+        **({"gpu": gpu} if gpu else {}),
         "threads": os.environ.get("OMP_NUM_THREADS", "unset"),
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        **{name: version for name in PACKAGES if (version := _version(name))},
     }
+
+
+def place(machine: Mapping[str, str]) -> str:
+    """The device a row was measured on, in words: rows of one place stand in one table."""
+    return machine.get("gpu") or machine["cpu"]
+
+
+def same(machine: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether two measurements were made on equal hardware with equal libraries."""
+    names = {*machine, *other} - set(LOOSE)
+    return all(machine.get(name) == other.get(name) for name in names)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

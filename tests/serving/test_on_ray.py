@@ -237,12 +237,16 @@ except KeyboardInterrupt:
 """
     command = [sys.executable, "-c", code, json.dumps(world.services), str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        url = server.stdout.readline().strip()
-        assert url == f"http://127.0.0.1:{port}"
-        assert len(predict(url, "urgency", TEXTS)) == len(TEXTS)
-        server.send_signal(signal.SIGINT)
-        rest, _ = server.communicate(timeout=60)
+        try:
+            assert server.stdout is not None
+            url = server.stdout.readline().strip()
+            assert url == f"http://127.0.0.1:{port}"
+            assert len(predict(url, "urgency", TEXTS)) == len(TEXTS)
+            server.send_signal(signal.SIGINT)
+            rest, _ = server.communicate(timeout=60)
+        except BaseException:
+            server.kill()  # or the end of the block waits for it
+            raise
     assert (server.returncode, rest) == (130, "")
     with pytest.raises(TemporaryError, match="no server is running"):
         predict(url, "urgency", TEXTS)

@@ -1,0 +1,92 @@
+"""What the packed search finds: its winner against the winner of (a) on held-out rows, and tuned against default."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from benchmarks.questions import GRIDS, PUBLIC, RECIPE, Question, missing, tasks
+from benchmarks.rows import Row, paired
+from benchmarks.search import CORES, REDUCTION, RUNGS, best_precision
+from benchmarks.sweep import measured
+from benchmarks.units import Unit, Units
+from petl_ray.fingerprint import sha256_of
+
+SEEDS = (0, 1, 2)
+NOT_WORSE = 0.995  # half a point in a hundred
+PLAIN: dict[str, Any] = {  # the recipe, the space and the search of the quickstart plan
+    "method": {"kind": "lora", "rank": 8, "alpha": 16, "targets": "query_value"},
+    "learning_rate": 1e-3,
+    "epochs": 5,
+    "batch_size": 16,
+    "max_length": 64,
+    "metric": "accuracy",
+}
+SPACE: dict[str, Any] = {
+    "learning_rate": {"loguniform": [5e-4, 8e-3]},
+    "method.rank": [2, 4, 8],
+    "method.targets": ["query_value", "attention", "mlp", "all-linear"],
+}
+BUDGET: dict[str, Any] = {
+    "trials": 24,
+    "generation": 12,
+    "algorithm": "optuna",
+    "startup_trials": 8,
+    "scheduler": "asha",
+    "reduction": 3,
+    "rungs": [0.2, 0.5, 1.0],
+    "limits": {"trained_share": 0.02},
+}
+
+
+def winners(quick: bool, again: bool) -> Iterator[Row]:
+    """Test scores of the winners, paired over tasks and seeds. Twice: with (a)'s very 16 configurations, all trained to
+    the end, and with 64 of which the worst are stopped early, which takes ours fewer core-seconds than (a)'s 16."""
+    units = Units("quality", again)
+    here = [name for name in tasks() if name in PUBLIC][: 1 if quick else None]
+    for name in missing():
+        print(f"skipped: quality on {name}: its rows are not here (PETL_RAY_BENCH_DATA)", flush=True)
+    scores: dict[str, list[float]] = {"trainer": [], "equal": [], "wide": []}
+    spent: dict[str, float] = dict.fromkeys(scores, 0.0)
+    for task in here:
+        for seed in SEEDS[: 1 if quick else None]:
+            asked = Question(task, GRIDS[16], {**RECIPE, "epochs": 1 if quick else 4}, seed, cores=CORES, tested=True)
+            ours = replace(asked, precision=best_precision())
+            wide = replace(ours, space=GRIDS[64], rungs=RUNGS, reduction=REDUCTION)
+            for name, who, question in (
+                ("equal", "ours", ours),
+                ("trainer", "trainer", asked),
+                ("wide", "ours", wide),
+            ):
+                unit = Unit("winners", task, seed, name, 0, question.digest)
+                facts = units.facts(unit, partial(measured, who, question))
+                scores[name].append(float(facts["test"]))
+                spent[name] += CORES * float(facts["sweep_s"])
+    if here:
+        bounds = (NOT_WORSE, 1.0)
+        figure = "test score of the winner, the same 16 configurations, against (a)'s winner"
+        yield paired(figure, scores["equal"], scores["trainer"])
+        share = spent["wide"] / spent["trainer"]
+        figure = (
+            f"test score of the winner, 64 configurations in {share:.0%} of (a)'s core-seconds for 16, against (a)'s"
+        )
+        yield paired(figure, scores["wide"], scores["trainer"], *(bounds if share <= 1 else (None, None)))
+
+
+def tuning(quick: bool, again: bool) -> Iterator[Row]:
+    """Test scores of the tuned and of the default recipe, trained with the same seeds, over all tasks that are here."""
+    units = Units("quality", again)
+    here = tasks()[-1:] if quick else tasks()
+    tuned, default = [], []
+    for task in here:
+        for seed in SEEDS[: 1 if quick else None]:
+            question = Question(task, SPACE, PLAIN, seed, best_precision(), cores=CORES)
+            unit = Unit("tuning", task, seed, "tuned", 0, sha256_of([question.digest, BUDGET])[:16])
+            facts = units.facts(unit, partial(measured, "tuned", question, BUDGET))
+            tuned.append(float(facts["test"]))
+            default.append(float(facts["default_test"]))
+    seeds = len(SEEDS[: 1 if quick else None])
+    figure = f"test score, tuned against the default recipe, {len(here)} tasks, {seeds} seeds"
+    yield paired(figure, tuned, default, aim=1.0)

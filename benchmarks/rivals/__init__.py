@@ -1,0 +1,1 @@
+"""How the same sweep is done without the project: transformers, PEFT and Ray Tune as their own pages show them."""

@@ -1,0 +1,119 @@
+"""Rows and units: what is kept, what is found again, what the page says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as page
+from benchmarks import rows, units
+from benchmarks.rows import Row, faster, keep, kept, paired
+from benchmarks.units import Unit, Units
+
+MACHINE = {"cpu": "a box", "threads": "1", "torch": "2"}
+UNIT = Unit("throughput", "moods", 0, "ours", 0, "ab12")
+
+
+@pytest.fixture(autouse=True)
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(rows, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(page, "PAGE", tmp_path / "docs" / "benchmarks.md")
+    return tmp_path / "results"
+
+
+def counted(value: float) -> tuple[Callable[[], dict[str, float]], list[float]]:
+    """A measurement that notes when it is made."""
+    made: list[float] = []
+
+    def measure() -> dict[str, float]:
+        made.append(value)
+        return {"wall_s": value}
+
+    return measure, made
+
+
+def lines(results: Path, name: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (results / f"{name}.jsonl").read_text().splitlines()]
+
+
+def test_the_newest_row_of_a_figure_stands() -> None:
+    keep(Row("speed", "ms", 2.0, 4.0, 2.0, 0.0, 3, 1.5), "step", MACHINE)
+    keep(Row("speed", "ms", 1.0, 4.0, 4.0, 0.0, 3, 1.5), "step", MACHINE)
+    keep(Row("speed", "ms", 3.0, 4.0, 1.3, 0.0, 3, 1.5), "step", {**MACHINE, "gpu": "a card"})
+    assert [(row["ratio"], row["ok"]) for row in kept()] == [(4.0, True), (1.3, False)]
+
+
+def test_a_row_that_says_nothing_new_is_not_written_again(results: Path) -> None:
+    row = Row("quality", "%", 90.0, 89.0, 1.01, 0.0, 9, interval=(-0.5, 2.5))
+    keep(row, "quality", MACHINE)
+    keep(row, "quality", MACHINE)
+    assert len(lines(results, "quality")) == 1
+
+
+def test_a_figure_without_a_reach_is_neither_met_nor_missed() -> None:
+    assert faster("speed", [0.001, 0.002, 0.003], [0.004]).ok is None
+    assert faster("speed", [0.001, 0.002, 0.003], [0.004], reach=2.0).ok is True
+    assert faster("speed", [0.001, 0.002, 0.003], [0.004], reach=2.1).ok is False
+
+
+def test_scores_are_paired() -> None:
+    row = paired("quality", [0.91, 0.82, 0.73], [0.90, 0.80, 0.70])
+    assert (row.ours, row.baseline) == (82.0, 80.0)
+    assert row.interval == pytest.approx((2 - 2.484, 2 + 2.484), abs=0.01)
+
+
+def test_a_unit_that_stands_is_not_measured_again(results: Path) -> None:
+    measure, made = counted(7.0)
+    assert Units("search").facts(UNIT, measure) == {"wall_s": 7.0}
+    other, made_later = counted(9.0)
+    assert Units("search").facts(UNIT, other) == {"wall_s": 7.0}
+    assert (made, made_later) == ([7.0], [])
+    assert kept() == [], "a unit is no row"
+    assert len(lines(results, "search")) == 1
+
+
+def test_a_unit_is_measured_once_more_when_that_is_asked_for() -> None:
+    Units("search").facts(UNIT, counted(7.0)[0])
+    again = Units("search", again=True)
+    assert again.facts(UNIT, counted(8.0)[0]) == {"wall_s": 8.0}
+    assert again.facts(UNIT, counted(9.0)[0]) == {"wall_s": 8.0}
+    assert Units("search").facts(UNIT, counted(9.0)[0]) == {"wall_s": 8.0}
+
+
+@pytest.mark.parametrize("change", [{"cpu": "another box"}, {"torch": "3"}])
+def test_a_unit_of_another_machine_or_library_does_not_stand(
+    change: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units, "describe", lambda: MACHINE)
+    Units("search").facts(UNIT, counted(7.0)[0])
+    monkeypatch.setattr(units, "describe", lambda: {**MACHINE, **change})
+    assert Units("search").facts(UNIT, counted(8.0)[0]) == {"wall_s": 8.0}
+
+
+def test_a_unit_that_failed_leaves_nothing_behind(results: Path) -> None:
+    def fail() -> dict[str, float]:
+        raise RuntimeError("a contestant failed")
+
+    with pytest.raises(RuntimeError):
+        Units("search").facts(UNIT, fail)
+    assert not results.exists()
+
+
+def test_the_page_has_a_table_a_machine() -> None:
+    keep(Row("speed", "ms", 2.0, 4.0, 2.0, 0.0, 3, 1.5), "step", MACHINE)
+    keep(Row("quality", "%", 90.0, 89.0, 1.01, 0.0, 9, interval=(-0.5, 2.5)), "quality", MACHINE)
+    keep(Row("speed", "ms", 2.0, 40.0, 20.0, 0.0, 3, 1.5, 30.0), "gpu", {**MACHINE, "gpu": "a card"})
+    page.write_page()
+    text = page.PAGE.read_text()
+    assert "## a box" in text and "## a card" in text
+    assert "| speed | 2.0 ms | 4.0 ms | 2.0 | 1.5 |  | yes |  | 0.0 | 3 |" in text
+    assert "| quality | 90.0 % | 89.0 % | 1.01 |  |  |  | -0.5 … +2.5 | 0.0 | 9 |" in text
+
+
+def test_the_committed_rows_can_all_be_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "RESULTS", Path(rows.__file__).parent / "results")
+    page.write_page()
+    assert all(row["figure"] in page.PAGE.read_text() for row in kept())
