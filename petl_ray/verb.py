@@ -23,13 +23,17 @@ from petl_ray.spec import Spec
 
 @dataclass(frozen=True)
 class Resources:
-    """What a placement gives to one step: whole cores, GPUs, worker processes, trials side by side in one pack."""
+    """What a placement gives to one step: whole cores, GPUs, worker processes, trials side by side in one pack.
+
+    With `slots_by_memory` there are `slots` at the most, and no more than memory holds.
+    """
 
     cpus: int = 1
     gpus: float = 0.0
     workers: int = 1
     packs: int = 1
     slots: int = 4
+    slots_by_memory: bool = False
 
     def fit(self, machines: Iterable[Mapping[str, float]]) -> int:
         """How many processes of these cpus and gpus stand side by side on `machines`; none spans two of them.
@@ -103,6 +107,12 @@ class StepContext(Protocol):
 
     def recorded(self) -> dict[str, Mapping[str, Any]]:
         """All facts recorded for this step so far, by key, from whichever owner."""
+
+    def remembered(self, what: str) -> list[Mapping[str, Any]]:
+        """What `about[what]` says of the newest outcomes of any run here, newest first, each with its `run`.
+
+        For guesses about cost; no outcome may depend on it.
+        """
 
     def report(self, event: str, /, **facts: Any) -> None:
         """Show progress: an event such as `train.step` with plain facts. Cheap; may be dropped under load."""
@@ -231,6 +241,17 @@ class SlotSession(Protocol):
         """Before anything is paid: `trained_share` (0…1) and `memory_bytes` of one slot for `spec` with so many labels.
 
         It follows from the question alone: not from what the session has seen, nor from the machine.
+        """
+
+    def footprint(self, spec: Spec, labels: int) -> dict[str, Any]:
+        """What a pack is planned with, here: names of `base` and `device`; `base_bytes`; for `spec` the `slot_bytes` of
+        each slot and the `pass_bytes` that all together need once; `machine_bytes`, the memory there is; `shared`,
+        whether slots share passes of the base.
+        """
+
+    def memory(self) -> dict[str, Any]:
+        """What slots took here at their peak: `base`, `device`, `slots`, `estimated_bytes`, `measured_bytes`; empty
+        while there was none.
         """
 
 

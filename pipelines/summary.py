@@ -16,6 +16,7 @@ from petl_ray.evaluation.predictions import PREDICTIONS
 from petl_ray.orchestration import Run
 from petl_ray.plan import CHAMPION, DEFAULT, HEAD_ONLY, SEED, TUNED, LockedPlan, LockedTask
 from petl_ray.spec import with_overrides
+from petl_ray.tuning.ranking import RankedTrial, ranked_trials
 
 # What a full copy of the base would weigh: four bytes a parameter, as fp32 checkpoints are shipped.
 FULL_MODEL_BYTES_PER_PARAMETER = 4
@@ -37,9 +38,10 @@ class SeedScores(BaseModel):
 class TaskSummary(BaseModel):
     """One task's line. Scores are on held-out rows, in `metric`; differences are paired over the same rows.
 
-    `recipe` is what was put forward: method, rank or size, targets, learning rate. `tuning_gain` is the validation score
-    of the winner minus that of the default recipe, trial 0. Shares are parts of 1. `sample` is a held-out row and
-    `sample_label` its true label, None where rows have none.
+    `recipe` is what was put forward: method, rank or size, targets, learning rate, and phases where it has any.
+    `tuning_gain` is the validation score of the winner minus that of the default recipe, trial 0; `ranking` has every
+    trial of the search. Shares are parts of 1. `sample` is a held-out row and `sample_label` its true label, None
+    where rows have none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,6 +59,7 @@ class TaskSummary(BaseModel):
     seeds: SeedScores | None = None
     trials: int | None
     tuning_gain: float | None
+    ranking: tuple[RankedTrial, ...] = ()
     trained_share: float
     adapter_bytes: int
     full_model_bytes: int
@@ -134,6 +137,7 @@ def summarize(
                 _row(key, plan.tasks[key], best.get(key), candidates[key], reports[key], releases.get(key)).model_copy(
                     update={
                         **_sample(run.fetch(datasets[key]) / "test.jsonl", datasets[key].labels),
+                        "ranking": ranked_trials(run.fetch(best[key]), best[key].mode) if key in best else (),
                         "seconds": sum(float(one.about.get("seconds", 0.0)) for one in (*made, *mine)),
                     }
                 )
@@ -182,13 +186,15 @@ def _row(
     key: str, task: LockedTask, best: Trial | None, adapter: Adapter, report: Report, release: Release | None
 ) -> TaskSummary:
     recipe = with_overrides(task.training, best.overrides) if best else task.training
+    phases = [phase.model_dump(exclude_none=True) for phase in recipe.phases]
     scores = {role: report.rivals[role] for role in ("majority", "base", HEAD_ONLY, DEFAULT) if role in report.rivals}
     return TaskSummary(
         task=key,
         task_type=task.type,
         sample="",
         seconds=0.0,
-        recipe={**recipe.method.model_dump(mode="json"), "learning_rate": recipe.learning_rate},
+        recipe={**recipe.method.model_dump(mode="json"), "learning_rate": recipe.learning_rate}
+        | ({"phases": phases} if phases else {}),
         metric=report.metric,
         mode=report.mode,
         rows=report.rows,

@@ -26,6 +26,7 @@ class PlainStep:
     services: Mapping[str, str] = field(default_factory=dict)
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     cancelled: bool = False
+    memories: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)
     _out: Path | None = None
 
     @property
@@ -78,6 +79,9 @@ class PlainStep:
     def recorded(self) -> dict[str, Mapping[str, Any]]:
         path = self.root / f"facts-{self.name}.json"
         return json.loads(path.read_text()) if path.exists() else {}
+
+    def remembered(self, what: str) -> list[Mapping[str, Any]]:
+        return self.memories.get(what, [])
 
     def report(self, event: str, /, **facts: Any) -> None:
         self.events.append((event, facts))

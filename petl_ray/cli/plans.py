@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from petl_ray.cli.options import AsJson, ClusterPath, HomePath, PlanPath, Settings, Tasks
 from petl_ray.cli.screen import print_json, print_table, remark, size
 
@@ -29,12 +31,13 @@ def plan(
     """What a run would do: every step, found or to be computed and why, and what it would cost. Executes nothing."""
     from petl_ray.cli.where import placement
     from petl_ray.orchestration import Home
-    from petl_ray.plan import estimate, read_plan
-    from petl_ray.scheduling.launch import rehearsal
+    from petl_ray.plan import read_plan
+    from petl_ray.scheduling.launch import costs, rehearsal
 
     read = read_plan(plan, settings or (), tasks or ())
     types = {key: task.type for key, task in read.tasks.items()}
-    steps = rehearsal(read, Home.at(home), placement(cluster))
+    steps = rehearsal(read, Home.at(home), where := placement(cluster))
+    cost = costs(Home.at(home), where)
     rows = [
         {
             "step": step.label,
@@ -42,7 +45,7 @@ def plan(
             "why": step.why,
             "name": step.name,
             "cpus": step.resources.cpus,
-            **estimate(step.spec, step.resources, types.get(_task_of(step.label), "classification")),
+            **cost(step, types.get(_task_of(step.label), "classification")),
         }
         for step in steps
     ]
@@ -54,6 +57,8 @@ def plan(
         for row in rows
     ]
     print_table(["step", "status", "why", "work", "memory", "name"], told)
+    for why, labels in _packings(rows).items():
+        remark(f"{', '.join(labels)}: {why}")
     hits = sum(step.status == "hit" for step in steps)
     remark(f"{hits} of {len(steps)} steps are found; steps after one that is unknown follow from it.")
 
@@ -61,6 +66,15 @@ def plan(
 def _task_of(label: str) -> str:
     """The task in a step's label: `train emails/tuned` is of `emails`."""
     return label.split()[-1].partition("/")[0]
+
+
+def _packings(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """The steps by how their slots are packed, in words."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if packing := row["packing"]:
+            found.setdefault(f"{packing['why']}; {packing['calibration']}", []).append(row["step"])
+    return found
 
 
 def _size(memory_bytes: int | None) -> str:

@@ -11,16 +11,19 @@ from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from petl_ray.artifact import Interval
 from petl_ray.cli.screen import complain, out, print_json, remark, size
 from petl_ray.cli.watching import Watch
 from petl_ray.errors import NotFoundError, PetlRayError
+from petl_ray.tuning.ranking import RankedTrial
 from pipelines.summary import Summary, TaskSummary
 
 _ROLES = ("majority", "base", "head_only", "default", "tuned")
 _TITLES = {"head_only": "head only", "default": "default\nrecipe", "tuned": "tuned"}
 _WIDTH = 124  # where stdout is no terminal
+_RANKS = 5  # trials of a search that are printed
 
 
 def tell(summary: Summary, watch: Watch, as_json: bool, serve: str | None = None) -> None:
@@ -51,6 +54,8 @@ def print_results(summary: Summary, told_already: Container[str] = ()) -> None:
         if task.tuning_gain is not None:
             told = f"{task.task}: tuning was worth {task.tuning_gain:+.3f} validation {task.metric} in {task.trials} trials."
             console.print(told, markup=False, soft_wrap=True)
+        if task.ranking:
+            console.print(_ranking(task))
     for task in summary.tasks:
         if seeds := task.seeds:
             each = ", ".join(f"{score:.3f}" for score in seeds.scores)
@@ -104,7 +109,39 @@ def _recipe(task: TaskSummary) -> str:
     targets = recipe.get("targets", "")
     told = ", ".join(targets) if isinstance(targets, list | tuple) else str(targets)
     lines = [f"{recipe['kind']} {shape} {recipe[shape]}" if shape else str(recipe["kind"]), told]
-    return "\n".join([*(line for line in lines if line), f"lr {recipe['learning_rate']:.2g}"])
+    rates = [recipe["learning_rate"], *(phase.get("learning_rate") for phase in recipe.get("phases", ()))]
+    return "\n".join([*(line for line in lines if line), "lr " + " → ".join(f"{rate:.2g}" for rate in rates if rate)])
+
+
+def _ranking(task: TaskSummary) -> Table:
+    """The best trials of a search, and the default recipe wherever it stands; `--json` has them all."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head in ("rank", "trial", "state", "trained", "score", "over default", "s"):
+        table.add_column(head, no_wrap=True, justify="left" if head == "state" else "right")
+    table.add_column("overrides")
+    for trial in task.ranking:
+        if trial.rank <= _RANKS or trial.number == 0:
+            score = "" if trial.score is None else f"{trial.score:.3f}"
+            gain = "" if trial.gain is None else f"{trial.gain:+.3f}"
+            facts = (trial.rank, trial.number, trial.state, f"{trial.share:.0%}", score, gain, f"{trial.seconds:.1f}")
+            table.add_row(*map(str, facts), _overrides(trial))
+    if (left := len(task.ranking) - table.row_count) > 0:
+        table.add_row(*[""] * 7, f"and {left} more, all of them with --json")
+    return table
+
+
+def _overrides(trial: RankedTrial) -> Text:
+    """What a trial changes in the recipe, and whom it copied."""
+    told = [f"{path} {_value(value)}" for path, value in trial.overrides.items() if path != "phases"]
+    for phase in trial.overrides.get("phases", ()):
+        changed = ", ".join(f"{name} {_value(value)}" for name, value in phase.items() if name != "start")
+        told.append(f"from {phase['start']:.0%} {changed}")
+    told += [f"copied trial {donor} at {float(share):.0%}" for share, donor in trial.parents.items()]
+    return Text("; ".join(told) or "the default recipe")
+
+
+def _value(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def serve_command(url: str, plan: Path | None, settings: Iterable[str] = (), home: Path | None = None) -> str:

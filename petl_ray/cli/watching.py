@@ -126,6 +126,8 @@ def progress(event: str, facts: Mapping[str, Any]) -> str:
         return f"trial {{trial}} {verb} rung {{rung}}: {{score}}, best so far {{best}}".format_map(_Known(told))
     if event == "search.packs":
         return "{up} of {asked} packs are up".format_map(_Known(told))
+    if event in ("search.engine", "train.slots"):
+        return "{why}; {calibration}".format_map(_Known(told))
     if event == "evaluate.rows":
         return "{done} of {total} rows".format_map(_Known(told))
     return ", ".join(f"{name} {value}" for name, value in told.items() if name not in ("label", "key"))

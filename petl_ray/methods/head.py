@@ -24,7 +24,7 @@ class Head:
                 "method.kind",
                 "got head for a causal language model",
                 "its output layer belongs to the frozen base, so nothing would be trained",
-                "Choose lora or bottleneck",
+                "Choose lora, bottleneck or ia3",
             )
         return ()
 

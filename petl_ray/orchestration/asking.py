@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from petl_ray.orchestration import journal
+from petl_ray.orchestration.home import Home, opened
 from petl_ray.orchestration.placement import Placement
 from petl_ray.verb import load
 
@@ -23,3 +26,9 @@ def ask(placement: Placement, verb: str, question: str) -> list[Any]:
         if answers is not None:
             return answers
     return [load(question)()]
+
+
+def remembered(home: Home, what: str) -> list[Mapping[str, Any]]:
+    """What earlier runs say of their outcomes under `what`; see `petl_ray.verb.StepContext.remembered`."""
+    with opened(home).database.read() as conn:
+        return journal.told_about(conn, what)

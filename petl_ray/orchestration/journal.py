@@ -85,6 +85,17 @@ def last_question(conn: Connection, verb: str, label: str) -> Mapping[str, Any] 
     return found
 
 
+def told_about(conn: Connection, what: str, most: int = 64) -> list[Mapping[str, Any]]:
+    """`about[what]` of the newest outcomes that have one, computed by any run, newest first, each with its `run`.
+
+    Looks at so many outcomes at the most.
+    """
+    computed = (steps.c.state == "SUCCEEDED") & (steps.c.hit == 0) & (steps.c.kind == "make")
+    query = select(steps.c.run_id, steps.c.outcome).where(computed).order_by(steps.c.ended_at.desc()).limit(most)
+    told = [(row.run_id, (row.outcome or {}).get("about", {}).get(what)) for row in conn.execute(query)]
+    return [{**about, "run": run_id} for run_id, about in told if isinstance(about, Mapping)]
+
+
 def is_cancelled(conn: Connection, run_id: str) -> bool:
     """Whether somebody asked this run to stop."""
     return bool(conn.execute(select(runs.c.cancel_requested).where(runs.c.id == run_id)).scalar_one_or_none())

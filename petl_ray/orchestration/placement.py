@@ -7,11 +7,12 @@ import os
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
+from petl_ray.bank.memory import MOST_SLOTS
 from petl_ray.errors import CapacityError, PlanError
 from petl_ray.orchestration.verbs import VERBS
 from petl_ray.spec import Spec
@@ -24,7 +25,8 @@ Machine = Mapping[str, float]  # what it has in all, as Ray names it: CPU, GPU
 class VerbResources(Spec):
     """What one execution of a verb is given; `auto` is filled from the machine or the cluster.
 
-    `cpus: auto` is every core of the largest machine; `packs: auto` as many packs of `cpus` as their cores allow.
+    `cpus: auto` is every core of the largest machine; `packs: auto` as many packs of `cpus` and `gpus` as they hold;
+    `slots: auto` as many slots in each pack as its share of the memory holds, found out where the base is loaded.
     """
 
     cpus: int | Auto = Field(1, description="whole cores, and so threads, of one process")
@@ -33,7 +35,9 @@ class VerbResources(Spec):
     packs: int | Auto = Field(
         1, description="processes that share the questions of one pack, or the trials of a search"
     )
-    slots: int = Field(4, ge=1, description="adapters side by side over one base in one process")
+    slots: Annotated[int, Field(ge=1)] | Auto = Field(
+        4, description="adapters side by side over one base in one process"
+    )
 
 
 class Placement(Spec):
@@ -49,7 +53,7 @@ class Placement(Spec):
     gpus: float | Auto = "auto"
     default: VerbResources = VerbResources()
     verbs: dict[str, VerbResources] = Field(
-        default_factory=lambda: {name: VerbResources(packs="auto", slots=4) for name in ("search", "train")}
+        default_factory=lambda: {name: VerbResources(packs="auto", slots="auto") for name in ("search", "train")}
     )
 
     @field_validator("verbs", mode="before")
@@ -74,8 +78,12 @@ class Placement(Spec):
         asked = self.verbs.get(verb, self.default)
         cpus = max(1, min(bound, max(cores))) if asked.cpus == "auto" else asked.cpus
         most = min(bound // max(1, cpus), sum(each // max(1, cpus) for each in cores))
+        if asked.gpus and machines:
+            most = min(most, Resources(cpus, asked.gpus).fit(machines))
         packs = max(1, most) if asked.packs == "auto" else asked.packs
-        return Resources(cpus=cpus, gpus=asked.gpus, workers=asked.workers, packs=packs, slots=asked.slots)
+        by_memory = asked.slots == "auto"
+        slots = MOST_SLOTS["cuda" if asked.gpus else "cpu"] if asked.slots == "auto" else asked.slots
+        return Resources(cpus, asked.gpus, asked.workers, packs, slots, by_memory)
 
     @property
     def cores(self) -> int:

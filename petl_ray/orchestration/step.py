@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from petl_ray.artifact import Artifact, FileEntry
 from petl_ray.errors import PermanentError
-from petl_ray.orchestration import progress, records
+from petl_ray.orchestration import journal, progress, records
 from petl_ray.orchestration.claims import Claim, claim_lost, insert_if_absent
 from petl_ray.orchestration.faults import fault
 from petl_ray.orchestration.home import Opened
@@ -92,6 +92,10 @@ class ClaimedStep:
         with self._opened.database.read() as conn:
             rows = conn.execute(query.order_by(facts.c.recorded_at, facts.c.key)).all()
         return {row.key: row.value for row in rows}
+
+    def remembered(self, what: str) -> list[Mapping[str, Any]]:
+        with self._opened.database.read() as conn:
+            return journal.told_about(conn, what)
 
     def report(self, event: str, /, **facts: Any) -> None:
         self._pulse.outbox.post(self.entry.run_id, event, self.name, **{"label": self.entry.label, **facts})

@@ -5,18 +5,22 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from typing import Any
 
-from petl_ray.errors import ConflictError, PlanError
+from petl_ray.bank.memory import Machine
+from petl_ray.errors import CapacityError, ConflictError, PlanError, TemporaryError
 from petl_ray.models import Precision
-from petl_ray.orchestration import Home, Placement, PlannedStep, Run, ask, rehearse, start_run
-from petl_ray.plan import LockedPlan, Plan, lock
+from petl_ray.models.spec import TaskType
+from petl_ray.orchestration import Home, Placement, PlannedStep, Run, ask, rehearse, remembered, start_run
+from petl_ray.plan import LockedPlan, Plan, estimate, lock
 from petl_ray.registry import current
 from petl_ray.serving import ServeSpec
 from petl_ray.serving.address import refuse_taken_port
 from petl_ray.telemetry import Sink
 from petl_ray.training import train
+from petl_ray.tuning import search
 from pipelines import PIPELINES
 from pipelines.summary import Summary
 
@@ -94,6 +98,33 @@ def rehearsal(plan: Plan, home: Home, placement: Placement) -> list[PlannedStep]
     """What a run of this plan would do, without doing any of it."""
     locked = lock_at(plan, home, placement)
     return rehearse(home, placement, lambda run: pipeline(locked.pipeline)(run, locked))
+
+
+def costs(home: Home, placement: Placement) -> Callable[[PlannedStep, TaskType], dict[str, Any]]:
+    """What a planned step of a task of some type would cost where `placement` does it; see `petl_ray.plan.estimate`.
+
+    What is found costs nothing, so it is held against no machine. It raises CapacityError, naming the step, where there
+    is no room for one slot.
+    """
+    measured = remembered(home, "memory")
+
+    @cache
+    def machine(verb: str) -> Machine | None:
+        """The smallest that could do it; None while the cluster is away, since a plan can be read without it."""
+        try:
+            found: list[Machine] = ask(placement, verb, "petl_ray.bank.memory:machine_here")
+        except TemporaryError:
+            return None
+        return min(found, key=lambda one: one.bytes)
+
+    def cost(step: PlannedStep, task_type: TaskType) -> dict[str, Any]:
+        trains = step.verb in (search.name, train.name) and step.status != "hit"
+        try:
+            return estimate(step.spec, step.resources, task_type, machine(step.verb) if trains else None, measured)
+        except CapacityError as error:
+            raise CapacityError(f"{step.label}: {error.what}", error.found, error.why, error.do) from error
+
+    return cost
 
 
 def _walk(

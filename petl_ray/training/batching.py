@@ -14,7 +14,7 @@ import numpy as np
 from petl_ray.models import LoadedBase
 
 LENGTH_STEP = 8
-SMALL_STEP = 256  # tokens: below, a shared pass is worth more than the padding it takes (see `rounds.Sharing`)
+SMALL_STEP = 256  # tokens: below, a shared pass is worth more than the padding it takes (see `sharing.Sharing`)
 WINDOW_BATCHES = 50  # rows are sorted by length within this many batches: padding of a few percent, order still random
 
 

@@ -11,7 +11,9 @@ from petl_ray.bank import Bank
 from petl_ray.errors import CapacityError, PetlRayError
 from petl_ray.training.memory import TokenBudget, is_out_of_memory
 from petl_ray.training.occupant import Occupant
-from petl_ray.training.rounds import Round, Sharing, plan_rounds, round_tokens
+from petl_ray.training.optimizer import norms, stride
+from petl_ray.training.rounds import Round, plan_rounds, round_tokens
+from petl_ray.training.sharing import Sharing
 
 
 def take_step(
@@ -32,14 +34,28 @@ def take_step(
             failed[blocked.occupant] = blocked.error
             going.remove(blocked.occupant)
     seconds = (time.perf_counter() - began) / max(1, len(going))
+    _finish(going)
     for each in going:
-        each.finish_step()
         each.elapsed_s += seconds
         try:
             after_step(each)
         except PetlRayError as error:  # a lost claim, a cancelled run, a full store: this occupant's own end
             failed[each] = error
     return failed
+
+
+def _finish(going: Sequence[Occupant]) -> None:
+    """Clip and step, all side by side; who is not finite stops alone. The device is asked for figures once."""
+    if not going:
+        return
+    losses, optimizers = zip(*(each.gathered() for each in going), strict=True)
+    figures = torch.stack([*losses, *norms(optimizers)]).tolist()
+    sized = list(zip(going, figures, figures[len(going) :], strict=False))
+    strides = [each.next_stride(loss, size) for each, loss, size in sized]
+    stride([taken for taken in strides if taken is not None])
+    for (each, loss, _), taken in zip(sized, strides, strict=True):
+        if taken is not None:
+            each.move_on(loss, taken)
 
 
 class _Halved:
@@ -82,6 +98,6 @@ def _attempt(bank: Bank, live: Sequence[Occupant], budget: TokenBudget, sharing:
 
 def _pass(bank: Bank, round_: Round) -> None:
     padded = [each.segment(rows) for each, rows in round_]
-    logits = bank.forward([segment for segment, _ in padded])
-    losses = [each.loss(mine, batch) for (each, _), mine, (_, batch) in zip(round_, logits, padded, strict=True)]
+    made = bank.forward([segment for segment, _ in padded], hidden=round_[0][0].late)
+    losses = [each.loss(mine, batch) for (each, _), mine, (_, batch) in zip(round_, made, padded, strict=True)]
     torch.autograd.backward(losses)

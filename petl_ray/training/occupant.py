@@ -17,11 +17,12 @@ from petl_ray.bank import Bank, Segment
 from petl_ray.errors import CorruptionError
 from petl_ray.fingerprint import sha256_of
 from petl_ray.models import LoadedBase
-from petl_ray.tasks import DIRECTIONS, Batch, Outcomes, RowScore, measure
+from petl_ray.tasks import DIRECTIONS, Batch, Encoded, LateLogits, Outcomes, RowScore, measure
 from petl_ray.training.batching import batches_of_epoch, horizon, padded_lengths, split_to_budget, steps_of_epoch
 from petl_ray.training.checkpoint import part, prefixed
-from petl_ray.training.optimizer import SlotOptimizer
+from petl_ray.training.optimizer import SlotOptimizer, Stride
 from petl_ray.training.peers import Alone, Peers
+from petl_ray.training.prefixes import Prefixes
 from petl_ray.training.rows import Rows
 from petl_ray.training.schedule import rate_factor
 from petl_ray.training.spec import TrainSpec
@@ -52,6 +53,7 @@ class Occupant:
         bank: Bank,
         slot: int,
         loaded: LoadedBase,
+        prefixes: Prefixes,
         peers: Peers | None = None,
     ) -> None:
         self.key, self.spec, self.rows, self.slot = key, spec, rows, slot
@@ -74,13 +76,19 @@ class Occupant:
         self._units = self._padded_tokens = 0
         self._loss = torch.zeros(())
         bank.fill(slot, spec.method, rows.task.head_size(rows.labels), spec.seed)
+        self._head = bank.frozen_head(slot)
+        self.frozen_depth = bank.frozen_depth(slot)
+        self._prefixes = prefixes
         self.trained_parameters = bank.flat(slot).values.numel()
-        self._optimizer = SlotOptimizer(bank.flat(slot), spec)
+        self._in_force = spec.in_force(0, self.steps)
+        self._optimizer = SlotOptimizer(bank.flat(slot), self._in_force)
 
-    @property
-    def question(self) -> str:
-        """Names what is being trained on what, so that a foreign checkpoint is not continued by mistake."""
-        return sha256_of({"spec": self.spec, "rows": [row.id for row in self.rows.train]})
+    def question(self, step: int) -> str:
+        """Names what has been trained on what until `step`, so that a foreign checkpoint is not continued by mistake.
+
+        What is to change from there on is left out: who has a history in common may part ways.
+        """
+        return sha256_of({"spec": self.spec.begun(step, self.steps), "rows": [row.id for row in self.rows.train]})
 
     # -- one optimizer step -------------------------------------------------------------------------------------
 
@@ -97,8 +105,7 @@ class Occupant:
 
     def segment(self, rows: Sequence[int]) -> tuple[Segment, Batch]:
         """Some training rows padded to one length, on the base's device."""
-        encoded = [self.rows.train[row] for row in rows]
-        return self._segment(self.rows.task.collate(encoded, self._pad_id, self.longest(rows)))
+        return self._segment([self.rows.train[row] for row in rows], self.longest(rows))
 
     def begin_step(self) -> None:
         """Forget gradients and seed this step's dropout: nothing of an attempt that failed remains."""
@@ -110,32 +117,45 @@ class Occupant:
             seed = int(sha256_of([self.spec.seed, self.step, self.peers.rank])[:15], 16)
             self._bank.set_rng_state(self.slot, torch.Generator().manual_seed(seed).get_state())
 
-    def loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """This part's share of the step's mean loss (scaled in fp16), so that all parts of all workers add up to it."""
-        loss = self.rows.task.loss_sum(logits, batch) / max(self._units, 1)
+    @property
+    def late(self) -> bool:
+        """Whether the bank is asked for hidden states, and logits are made where they are scored."""
+        return self._head is not None
+
+    def loss(self, made: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """From what the bank made of a part (see `late`) its share of the step's mean loss, scaled in fp16: all parts of
+        all workers add up to it."""
+        loss = self.rows.task.loss_sum(self._logits(made), batch) / max(self._units, 1)
         self._loss += loss.detach()
         self._padded_tokens += int(batch.attention_mask.numel())
         return loss * self._scale
 
-    def finish_step(self) -> None:
-        """Add up over workers, clip, step, move on; or stop alone where loss or gradients are not finite."""
+    def gathered(self) -> tuple[torch.Tensor, SlotOptimizer]:
+        """The step's loss, a scalar, and its gradients with their optimizer: added up over workers, in their own size."""
         if self.peers.count > 1:
             self._add_up()
         self._optimizer.shrink(self._scale)
-        norm = self._optimizer.norm()
-        loss, size = torch.stack([self._loss.float(), norm.float()]).tolist()
+        return self._loss.float(), self._optimizer
+
+    def next_stride(self, loss: float, size: float) -> Stride | None:
+        """The step that gradients of this size ask for; None, and no more steps, where one of them is not finite."""
         if not (math.isfinite(loss) and math.isfinite(size)):
             self.diverged = True
             self._optimizer.forget()
-            return
+            return None
+        self._enter_phase()
         factor = rate_factor(self.step, self.steps, self.spec.warmup_share, self.spec.schedule)
-        self._optimizer.apply(factor, size)
+        return Stride(self._optimizer, factor, size)
+
+    def move_on(self, loss: float, taken: Stride) -> None:
+        """Count a step that was taken."""
+        factor, size = taken.factor, taken.norm
         self._optimizer.forget()
         self.metrics["train_loss"] = loss
         self.step += 1
         self.tokens += self._padded_tokens
         if self.step % max(1, self.steps // HISTORY_POINTS) == 0 or self.step == self.steps:
-            rate = self.spec.learning_rate * factor
+            rate = self._in_force.learning_rate * factor
             self.history.append(self._point(train_loss=loss, gradient_norm=size, learning_rate=rate))
 
     # -- validation -----------------------------------------------------------------------------------------------
@@ -165,7 +185,7 @@ class Occupant:
         """Tensors and facts that continue this occupant, now or in another process."""
         tensors = prefixed(self._bank.state(self.slot), "weights") | self._optimizer.moments()
         facts: dict[str, Any] = {
-            "question": self.question, "step": self.step, "scored_step": self.scored_step, "metrics": self.metrics,
+            "question": self.question(self.step), "step": self.step, "scored_step": self.scored_step, "metrics": self.metrics,
             "tokens": self.tokens, "elapsed_s": self.elapsed_s, "history": self.history, "best": None,
         }  # fmt: skip
         if self.best is not None:
@@ -175,7 +195,7 @@ class Occupant:
 
     def restore(self, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
         """Continue from a state. Raises CorruptionError if it is another question's."""
-        if facts.get("question") != self.question:
+        if facts.get("question") != self.question(int(facts["step"])):
             why = "it belongs to another question or other rows"
             raise CorruptionError(f"checkpoint of {self.key}", "a foreign question", why, "Let the step begin again")
         self._bank.restore(self.slot, part(tensors, "weights"))
@@ -193,6 +213,12 @@ class Occupant:
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
+    def _enter_phase(self) -> None:
+        """Let the optimizer follow the phase that this step belongs to."""
+        if self.spec.phases and self._in_force != (now := self.spec.in_force(self.step, self.steps)):
+            self._in_force = now
+            self._optimizer.heed(now)
+
     def _rows_of_step(self) -> list[int]:
         epoch, index = divmod(self.step, steps_of_epoch(len(self.rows.train), self.spec.rows_per_step))
         if self._epoch[0] != epoch:
@@ -200,10 +226,14 @@ class Occupant:
             self._epoch = (epoch, batches)
         return self._epoch[1][index]
 
-    def _segment(self, batch: Batch) -> tuple[Segment, Batch]:
+    def _segment(self, rows: Sequence[Encoded], pad_to: int | None = None) -> tuple[Segment, Batch]:
+        task, states = self.rows.task, None
+        batch = task.collate(rows, self._pad_id, pad_to)
         extra = {name: tensor.to(self._device) for name, tensor in batch.extra.items()}
         ids, mask = batch.input_ids.to(self._device), batch.attention_mask.to(self._device)
-        return Segment(self.slot, ids, mask, extra), batch
+        if self.frozen_depth:
+            states = self._prefixes.states(self.frozen_depth, rows, task, ids.shape[1])
+        return Segment(self.slot, ids, mask, extra, states), batch
 
     @torch.no_grad()
     def _score_validation(self, tokens: int) -> list[RowScore]:
@@ -212,9 +242,13 @@ class Occupant:
         order = sorted(range(len(rows)), key=lengths.__getitem__)
         scores: list[RowScore] = []
         for indices in split_to_budget(order, lengths, len(rows), tokens):
-            segment, batch = self._segment(self.rows.task.collate([rows[index] for index in indices], self._pad_id))
-            scores += self.rows.task.score_rows(self._bank.forward([segment])[0], batch)
+            segment, batch = self._segment([rows[index] for index in indices])
+            made = self._bank.forward([segment], hidden=self.late)[0]
+            scores += self.rows.task.score_rows(self._logits(made), batch)
         return scores
+
+    def _logits(self, made: torch.Tensor) -> torch.Tensor | LateLogits:
+        return made if self._head is None else LateLogits(made, self._head.weight, self._head.bias)
 
     def _add_up(self) -> None:
         both = torch.cat([self._loss.reshape(1).float(), self._optimizer.gradients])

@@ -1,36 +1,57 @@
-"""AdamW over one slot's fp32 parameters (Loshchilov & Hutter 2019), its moments as plain tensors, gradient clipping."""
+"""AdamW over slots' fp32 parameters (Loshchilov & Hutter 2019), each slot with rates, decay, clipping and moments of its own.
+
+Slots step together. On a GPU every operation is one launch over the tensors of all slots, with one number a tensor; on a
+CPU, where memory is what counts, each group of a slot takes torch's fused step, which goes over its tensors once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch.optim.adamw import adamw
 
 from petl_ray.bank import Flat
 from petl_ray.training.spec import TrainSpec
+
+
+@dataclass
+class _Part:
+    """What is treated alike within a slot: views of its flat tensors, a rate and a decay."""
+
+    values: torch.Tensor
+    gradients: torch.Tensor
+    first: torch.Tensor
+    second: torch.Tensor
+    rate: float = 0.0
+    decay: float = 0.0
 
 
 class SlotOptimizer:
     """One slot's optimizer. Matrices decay, vectors (biases, layer norms) do not; heads and LoRA's B may have their own
     rate.
 
-    It works on the slot's flat tensors: one parameter a group, of which there are five at most.
+    It works on the slot's flat tensors: one part a group, of which there are five at most.
     """
 
     def __init__(self, flat: Flat, spec: TrainSpec) -> None:
-        self._flat, self._clip = flat, spec.gradient_clip
-        self._members: dict[tuple[int, int], nn.Parameter] = {}
-        self._rates: list[float] = []
-        groups = []
-        for group, (start, stop) in flat.groups.items():
-            member = nn.Parameter(flat.values[start:stop])
-            member.grad = flat.gradients[start:stop]
-            self._members[start, stop] = member
+        self._flat = flat
+        self.clip, self.beta1, self.beta2, self.epsilon = spec.gradient_clip, spec.beta1, spec.beta2, spec.epsilon
+        self._first, self._second = torch.zeros_like(flat.values), torch.zeros_like(flat.values)
+        self.steps = 0
+        self.parts = [
+            _Part(flat.values[a:b], flat.gradients[a:b], self._first[a:b], self._second[a:b])
+            for a, b in flat.groups.values()
+        ]
+        self.heed(spec)
+
+    def heed(self, spec: TrainSpec) -> None:
+        """From the next step on take the rates and the decay of `spec`; its phases mean nothing here."""
+        for group, part in zip(self._flat.groups, self.parts, strict=True):
             rate = spec.head_learning_rate if group.head and spec.head_learning_rate else spec.learning_rate
-            self._rates.append(rate * spec.lora_plus if group.up else rate)
-            groups.append({"params": [member], "weight_decay": 0.0 if group.vector else spec.weight_decay})
-        self._adamw = torch.optim.AdamW(groups, betas=(spec.beta1, spec.beta2), eps=spec.epsilon, fused=True)
+            part.rate = rate * spec.lora_plus if group.up else rate
+            part.decay = 0.0 if group.vector else spec.weight_decay
 
     @property
     def gradients(self) -> torch.Tensor:
@@ -46,46 +67,90 @@ class SlotOptimizer:
         if scale != 1.0:
             self._flat.gradients.div_(scale)
 
-    def norm(self) -> torch.Tensor:
-        """The Euclidean norm of all gradients together, a scalar tensor."""
-        norm: torch.Tensor = torch.linalg.vector_norm(self._flat.gradients)
-        return norm
-
-    def apply(self, factor: float, norm: float) -> None:
-        """One AdamW step at `factor` times the rates, gradients scaled down to the clipping norm first."""
-        if self._clip is not None and norm > self._clip:
-            self._flat.gradients.mul_(self._clip / norm)
-        for group, rate in zip(self._adamw.param_groups, self._rates, strict=True):
-            group["lr"] = rate * factor
-        self._adamw.step()
-
     def moments(self) -> dict[str, torch.Tensor]:
         """`first/NAME` and `second/NAME`: what AdamW remembers, flat; empty before the first step."""
-        kept = {}
-        for name, (start, stop) in self._flat.ranges.items():
-            group, member = self._group_of(start)
-            if state := self._adamw.state.get(member):
-                kept[f"first/{name}"] = state["exp_avg"][start - group : stop - group].clone()
-                kept[f"second/{name}"] = state["exp_avg_sq"][start - group : stop - group].clone()
-        return kept
+        if not self.steps:
+            return {}
+        both = (("first", self._first), ("second", self._second))
+        return {
+            f"{role}/{name}": flat[a:b].clone() for role, flat in both for name, (a, b) in self._flat.ranges.items()
+        }
 
     def restore(self, moments: Mapping[str, torch.Tensor], steps: int) -> None:
         """Continue after `steps` steps from what `moments` gave."""
         if not moments.keys() & {f"first/{name}" for name in self._flat.ranges}:
             return
-        for member in self._members.values():
-            self._adamw.state[member] = {
-                "step": torch.tensor(float(steps), device=member.device),
-                "exp_avg": torch.zeros_like(member),
-                "exp_avg_sq": torch.zeros_like(member),
-            }
+        self.steps = steps
         for name, (start, stop) in self._flat.ranges.items():
-            group, member = self._group_of(start)
-            for role, key in (("first", "exp_avg"), ("second", "exp_avg_sq")):
-                self._adamw.state[member][key][start - group : stop - group].copy_(
-                    moments[f"{role}/{name}"].reshape(-1)
-                )
+            self._first[start:stop].copy_(moments[f"first/{name}"].reshape(-1))
+            self._second[start:stop].copy_(moments[f"second/{name}"].reshape(-1))
 
-    def _group_of(self, at: int) -> tuple[int, nn.Parameter]:
-        """Where the group begins that holds position `at`, and its parameter."""
-        return next((start, member) for (start, stop), member in self._members.items() if start <= at < stop)
+
+@dataclass(frozen=True)
+class Stride:
+    """A step of one slot: `factor` times its rates, its gradients scaled down to the clipping norm if `norm` is larger."""
+
+    optimizer: SlotOptimizer
+    factor: float
+    norm: float
+
+
+def norms(optimizers: Sequence[SlotOptimizer]) -> list[torch.Tensor]:
+    """The Euclidean norm of each slot's gradients, scalar tensors."""
+    gradients = [one.gradients for one in optimizers]
+    return list(torch._foreach_norm(gradients)) if gradients else []
+
+
+@torch.no_grad()
+def stride(strides: Sequence[Stride]) -> None:
+    """One AdamW step of each slot of a bank; no slot's numbers depend on another's."""
+    for each in strides:
+        if (clip := each.optimizer.clip) is not None and each.norm > clip:
+            each.optimizer.gradients.mul_(clip / each.norm)
+        each.optimizer.steps += 1
+    if strides and strides[0].optimizer.gradients.device.type != "cpu":
+        foreach(strides)
+    else:
+        for each in strides:
+            fused(each)
+
+
+def fused(each: Stride) -> None:
+    """One slot's step, which its `steps` count already, a part at a time."""
+    own = each.optimizer
+    for part in own.parts:
+        adamw(
+            [part.values],
+            [part.gradients],
+            [part.first],
+            [part.second],
+            [],
+            [torch.tensor(own.steps - 1.0)],
+            fused=True,
+            amsgrad=False,
+            maximize=False,
+            beta1=own.beta1,
+            beta2=own.beta2,
+            eps=own.epsilon,
+            lr=part.rate * each.factor,
+            weight_decay=part.decay,
+        )
+
+
+def foreach(strides: Sequence[Stride]) -> None:
+    """The same for many slots, as ten operations over all their parts."""
+    pairs = [(each, part) for each in strides for part in each.optimizer.parts]
+    owners, parts = [each.optimizer for each, _ in pairs], [part for _, part in pairs]
+    rates = [part.rate * each.factor for each, part in pairs]
+    values, gradients = [part.values for part in parts], [part.gradients for part in parts]
+    first, second = [part.first for part in parts], [part.second for part in parts]
+    torch._foreach_mul_(values, [1 - rate * part.decay for rate, part in zip(rates, parts, strict=True)])
+    torch._foreach_mul_(first, [own.beta1 for own in owners])
+    torch._foreach_add_(first, torch._foreach_mul(gradients, [1 - own.beta1 for own in owners]))
+    torch._foreach_mul_(second, [own.beta2 for own in owners])
+    torch._foreach_addcmul_(second, gradients, gradients, [1 - own.beta2 for own in owners])
+    below = torch._foreach_sqrt(second)
+    torch._foreach_div_(below, [(1 - own.beta2**own.steps) ** 0.5 for own in owners])
+    torch._foreach_add_(below, [own.epsilon for own in owners])
+    lengths = [-rate / (1 - own.beta1**own.steps) for rate, own in zip(rates, owners, strict=True)]
+    torch._foreach_addcdiv_(values, first, below, lengths)

@@ -1,9 +1,14 @@
-"""The learning rate over the full horizon: linear warm-up, then linear, cosine or no decay."""
+"""Where on the horizon a step stands, and what multiplies the learning rate there: warm-up, then a decay or none."""
 
 from __future__ import annotations
 
 import math
 from typing import Literal
+
+
+def step_at(share: float, steps: int) -> int:
+    """The step at that share of a horizon of `steps`; at least one."""
+    return min(steps, max(1, round(share * steps)))
 
 
 def rate_factor(step: int, steps: int, warmup_share: float, schedule: Literal["linear", "cosine", "constant"]) -> float:

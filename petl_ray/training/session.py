@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from petl_ray.bank import Bank, memory_estimate
+from petl_ray.bank.memory import Gauge, Takes, base_estimate, base_name, machine_here, takes
 from petl_ray.errors import CapacityError, NotFoundError, PlanError
 from petl_ray.methods import AdapterCard, count_parameters
 from petl_ray.models import LoadedBase, load_base, use_threads
@@ -16,8 +18,10 @@ from petl_ray.training.loop import take_step
 from petl_ray.training.memory import TokenBudget
 from petl_ray.training.occupant import Occupant
 from petl_ray.training.peers import Peers
-from petl_ray.training.rounds import Sharing
+from petl_ray.training.prefixes import Prefixes
 from petl_ray.training.rows import Rows, read_rows
+from petl_ray.training.schedule import step_at
+from petl_ray.training.sharing import Sharing
 from petl_ray.training.spec import TrainSpec
 from petl_ray.verb import Turn
 
@@ -45,8 +49,12 @@ class Session:
         self._occupants: dict[str, Occupant] = {}
         self._aims: dict[str, int] = {}
         self._sharing = Sharing.of(self.loaded)
+        self._prefixes = Prefixes(self._bank, self.loaded, self._sharing)
         self._watchers: dict[str, Callable[[Occupant], None]] = {}
         self._rows: dict[tuple[Path, int, str], Rows] = {}
+        self._takes: dict[str, Takes] = {}  # of who is here
+        self._most = (0, 0)  # estimated bytes and slots where they were most
+        self._gauge = Gauge(self.loaded.device.type)
 
     def admit(
         self, key: str, spec: Spec, data: Path, checkpoint: Path | None = None, peers: Peers | None = None
@@ -69,7 +77,7 @@ class Session:
         rows = self._read(spec, data)
         slot = self._free.pop()
         try:
-            occupant = Occupant(key, spec, rows, self._bank, slot, self.loaded, peers)
+            occupant = Occupant(key, spec, rows, self._bank, slot, self.loaded, self._prefixes, peers)
             if checkpoint is not None:
                 occupant.restore(*read_checkpoint(checkpoint))
         except BaseException:
@@ -77,6 +85,10 @@ class Session:
             self._free.append(slot)
             raise
         self._occupants[key] = occupant
+        self._takes[key] = self._estimate(spec, occupant.trained_parameters, bool(self._takes))
+        estimated = sum(one.slot_bytes for one in self._takes.values())
+        estimated += max(one.pass_bytes for one in self._takes.values())
+        self._most = max(self._most, (estimated, len(self._takes)))
 
     def aim(self, key: str, share: float) -> None:
         """From the next turn on train `key` until that fraction (0…1] of its horizon."""
@@ -120,7 +132,7 @@ class Session:
     def drop(self, key: str) -> None:
         """Free the slot of `key`."""
         occupant = self.occupant(key)
-        del self._occupants[key]
+        del self._occupants[key], self._takes[key]
         self._watchers.pop(key, None)
         self._aims.pop(key, None)
         self._bank.free(occupant.slot)
@@ -130,9 +142,37 @@ class Session:
         """Before anything is paid: `trained_share` (0…1) and `memory_bytes` of one slot for `spec` with so many labels."""
         spec = _training(spec)
         parameters = count_parameters(self.loaded.model, spec.method, labels)
-        tokens = min(spec.batch_size * spec.max_length, spec.tokens_per_step or 1 << 62)
-        memory = memory_estimate(self.loaded, spec.method, labels, tokens)
+        memory = memory_estimate(self.loaded, spec.method, labels, _tokens_of_step(spec))
         return {"trained_share": parameters / self.loaded.parameters, "memory_bytes": float(memory)}
+
+    def footprint(self, spec: Spec, labels: int) -> dict[str, Any]:
+        """What a pack is planned with; see `petl_ray.verb.SlotSession.footprint`."""
+        spec = _training(spec)
+        machine, base_bytes = machine_here(), base_estimate(self.loaded)
+        needs = self._estimate(spec, count_parameters(self.loaded.model, spec.method, labels), True)
+        resident = base_bytes if machine.device == "cpu" else 0  # a host tells what is free beside it
+        return {
+            "base": base_name(self.loaded.base),
+            "device": machine.device,
+            "base_bytes": base_bytes,
+            "slot_bytes": needs.slot_bytes,
+            "pass_bytes": needs.pass_bytes,
+            "machine_bytes": machine.bytes + resident,
+            "shared": self._sharing.shared,
+        }
+
+    def memory(self) -> dict[str, Any]:
+        """What slots took here at their peak; see `petl_ray.verb.SlotSession.memory`."""
+        estimated, slots = self._most
+        if not slots:
+            return {}
+        return {
+            "base": base_name(self.loaded.base),
+            "device": self.loaded.device.type,
+            "slots": slots,
+            "estimated_bytes": int(estimated),
+            "measured_bytes": self._gauge.taken_bytes,
+        }
 
     def occupant(self, key: str) -> Occupant:
         """The occupant of that key; raises NotFoundError if there is none."""
@@ -142,8 +182,7 @@ class Session:
 
     def target_step(self, key: str, share: float) -> int:
         """The step at that share of the horizon of `key`; at least one."""
-        steps = self.occupant(key).steps
-        return min(steps, max(1, round(share * steps)))
+        return step_at(share, self.occupant(key).steps)
 
     def trained_share(self, key: str) -> float:
         """Trained parameters of `key`, head included, over those of the base."""
@@ -177,6 +216,10 @@ class Session:
         """Take the slots off the base; the session is of no use afterwards."""
         self._bank.detach()
 
+    def _estimate(self, spec: TrainSpec, parameters: int, company: bool) -> Takes:
+        shared = company and self._sharing.shared
+        return takes(self.loaded, self.loaded.device.type, parameters, _tokens_of_step(spec), shared)
+
     def _read(self, spec: TrainSpec, data: Path) -> Rows:
         known = (data, spec.max_length, spec.template)
         if known not in self._rows:
@@ -195,6 +238,10 @@ class Session:
     def _after_step(self, occupant: Occupant) -> None:
         if watcher := self._watchers.get(occupant.key):
             watcher(occupant)
+
+
+def _tokens_of_step(spec: TrainSpec) -> int:
+    return min(spec.batch_size * spec.max_length, spec.tokens_per_step or 1 << 62)
 
 
 def _training(spec: Spec) -> TrainSpec:

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from petl_ray.methods.spec import LoraSpec, MethodSpec
 from petl_ray.models.spec import LockedBase
-from petl_ray.spec import NOT_IDENTITY, Spec
+from petl_ray.spec import NOT_IDENTITY, OMIT_DEFAULT, Spec
+from petl_ray.training.schedule import step_at
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Phase(Spec):
+    """What changes in the middle of a training: from `start`, a share of the horizon, on the values given here hold.
+
+    None: as before. The schedule goes on over the whole horizon and multiplies the rates of the phase.
+    """
+
+    start: float = Field(gt=0.0, lt=1.0)
+    learning_rate: float | None = Field(default=None, gt=0, le=1.0)
+    head_learning_rate: float | None = Field(default=None, gt=0, le=1.0)
+    lora_plus: float | None = Field(default=None, ge=1, le=256)
+    weight_decay: float | None = Field(default=None, ge=0, le=1.0)
+
+    @property
+    def changes(self) -> dict[str, float]:
+        """The values that it gives, by field."""
+        given = self.model_dump(exclude={"start"})
+        return {name: value for name, value in given.items() if value is not None}
 
 
 class TrainSpec(Spec):
@@ -46,6 +67,9 @@ class TrainSpec(Spec):
     metric: Literal["accuracy", "macro_f1", "matthews", "loss", "perplexity"] = "accuracy"
     validate_every: float = Field(default=0.25, gt=0, le=1.0, description="share of the horizon between validations")
     keep: Literal["best", "last"] = "best"
+    phases: Annotated[tuple[Phase, ...], OMIT_DEFAULT] = Field(
+        default=(), description="rates and decay that change on the way, by rising starts"
+    )
     checkpoint_every_s: Annotated[float, NOT_IDENTITY] = Field(default=60.0, gt=0)
 
     @property
@@ -57,6 +81,28 @@ class TrainSpec(Spec):
     def rows_per_step(self) -> int:
         """Rows that one optimizer step sees, over all micro-batches and workers."""
         return self.batch_size * self.gradient_accumulation
+
+    def begun(self, step: int, steps: int) -> Self:
+        """This question without the phases that begin at 0-based `step` of `steps` or later: what the steps before it
+        have come from, whatever is to come."""
+        if not self.phases:
+            return self
+        begun = tuple(phase for phase in self.phases if step_at(phase.start, steps) < step)
+        return self.model_copy(update={"phases": begun})
+
+    def in_force(self, step: int, steps: int) -> Self:
+        """This question with the values that hold at 0-based `step` of `steps` in the place of its own, without phases."""
+        values: dict[str, float] = {}
+        for phase in self.begun(step + 1, steps).phases:
+            values |= phase.changes
+        return self.model_copy(update={**values, "phases": ()})
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        starts = [phase.start for phase in self.phases]
+        if any(low >= high for low, high in pairwise(starts)):
+            raise ValueError(f"phases: got the starts {starts}; each phase follows the one before. Let them rise")
+        return self
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -77,9 +123,10 @@ class TrainSpec(Spec):
             raise ValueError(
                 f"template: got {self.template!r}; without {{prompt}} every row would look the same. Add {{prompt}}"
             )
-        if self.method.kind != "lora" and self.lora_plus != 1.0:
+        lora_plus = max([self.lora_plus, *(phase.lora_plus or 1.0 for phase in self.phases)])
+        if self.method.kind != "lora" and lora_plus != 1.0:
             raise ValueError(
-                f"lora_plus: got {self.lora_plus:g} with method {self.method.kind}; only a LoRA has an A and a B. "
+                f"lora_plus: got {lora_plus:g} with method {self.method.kind}; only a LoRA has an A and a B. "
                 "Leave it out or choose kind lora"
             )
         if self.method.kind == "head" and self.gradient_checkpointing:

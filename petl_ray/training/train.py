@@ -1,7 +1,7 @@
 """train: one question to one adapter; train_all: many questions side by side in the slots of one resident base.
 
 A question that comes to its end gives its slot to the next one that waits, and its answer goes out at once. What may
-share a pass with whom is `rounds.Sharing`'s business: on a CPU an outcome has the same bits in any company.
+share a pass with whom is `sharing.Sharing`'s business: on a CPU an outcome has the same bits in any company.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from petl_ray.errors import CorruptionError, PetlRayError, PlanError, TrainingEr
 from petl_ray.fingerprint import canonical_json
 from petl_ray.training.golden import GOLDEN_FILE, write_golden
 from petl_ray.training.occupant import Occupant
+from petl_ray.training.room import plan_group
 from petl_ray.training.session import Session, open_session
 from petl_ray.training.spec import TrainSpec
 from petl_ray.verb import Question, StepContext
@@ -74,7 +75,9 @@ def _train_group(group: Mapping[int, tuple[Question, StepContext]]) -> Iterator[
         yield from ((index, error) for index in group)
         return
     try:
-        yield from _side_by_side(session, slots, group)
+        slots, refused = plan_group(session, slots, group)
+        yield from refused.items()
+        yield from _side_by_side(session, slots, {index: one for index, one in group.items() if index not in refused})
     finally:
         session.close()
 
@@ -216,6 +219,7 @@ def finish(session: Session, occupant: Occupant, dataset: Dataset, step: Keeps) 
             "best_step": best.step,
             "tokens": occupant.tokens,
             "truncated_rows": occupant.rows.truncated,
+            "memory": session.memory(),
         },
     )
 

@@ -10,9 +10,11 @@ from typing import Any, Literal, cast
 from petl_ray.artifact import Dataset, Trial
 from petl_ray.errors import PetlRayError
 from petl_ray.spec import Json
+from petl_ray.tuning.layout import Layout, widest
 from petl_ray.tuning.ledger import Files, Ledger, read_files
 from petl_ray.tuning.pack import Order
 from petl_ray.tuning.race import Candidate, open_race
+from petl_ray.tuning.ranking import TABLE, TIMES
 from petl_ray.tuning.spec import SearchSpec
 from petl_ray.verb import Question, StepContext
 
@@ -34,6 +36,7 @@ class Hunt:
         self.asynchronous = self.spec.decisions == "async"
         self._started_s, self._checked_s = time.monotonic(), 0.0
         self._timings: list[dict[str, Json]] = []
+        self._told: dict[str, Any] = {}  # how the trials were laid out, and what they took
 
     @property
     def over(self) -> bool:
@@ -54,6 +57,24 @@ class Hunt:
         """So many of the packs that the placement asks for are up."""
         self._guarded(lambda: self.step.report("search.packs", up=up, asked=asked))
 
+    def sizes(self) -> list[Order]:
+        """Orders for the recipe and for the largest trials of the space, to plan packs with; never to be trained."""
+        recipes = (spec.model_dump(mode="json") for spec in widest(self.spec))
+        return [
+            Order(self.name, 0, 0, 1.0, recipe, self.spec.recipe_spec, len(self.dataset.labels)) for recipe in recipes
+        ]
+
+    def laid_out(self, layout: Layout, packs: int) -> None:
+        """How the trials are laid out was decided."""
+        self._told["engine"] = {"packs": packs, **layout.told()}
+        told = {"engine": layout.engine, "slots": layout.slots, "why": str(layout)}
+        self._guarded(lambda: self.step.report("search.engine", calibration=layout.calibration, **told))
+
+    def measured(self, memory: Mapping[str, Any]) -> None:
+        """What a pack took at its peak; the one that held the most counts."""
+        if memory["estimated_bytes"] > self._told.get("memory", {}).get("estimated_bytes", 0):
+            self._told["memory"] = dict(memory)
+
     def unweighed(self) -> list[Order]:
         """Orders of the trials whose cost must be asked of a pack; what is recorded is judged here."""
         for candidate in self.race.unweighed():
@@ -70,9 +91,8 @@ class Hunt:
         """What a trial asks of its pack next."""
         recipe = candidate.spec.model_dump(mode="json")
         target = self.spec.rungs[candidate.rung]
-        return Order(
-            self.name, candidate.number, candidate.rung, target, recipe, self.spec.recipe_spec, len(self.dataset.labels)
-        )
+        door, labels = self.spec.recipe_spec, len(self.dataset.labels)
+        return Order(self.name, candidate.number, candidate.rung, target, recipe, door, labels, life=candidate.life)
 
     def started(self, candidate: Candidate) -> None:
         """A trial has been given a place."""
@@ -115,6 +135,8 @@ class Hunt:
             self.ledger.reached(candidate.number, rung, facts, files)
         self._timings.append({"number": candidate.number, "rung": rung, "replayed": replayed, **_times(facts)})
         self.race.heard(candidate.number, facts, keep)
+        self.ledger.copied(self.race.copies)
+        self.race.copies.clear()
         for other in self.race.candidates:
             if other.ended:
                 self.ledger.forget(other.number)
@@ -124,13 +146,13 @@ class Hunt:
     def _trial(self) -> Trial:
         race, out = self.race, self.step.out
         winner, last = race.winner(), self.spec.rungs[-1]
-        _write_lines(out / "trials.jsonl", [candidate.row() for candidate in race.candidates])
-        _write_lines(out / "timings.jsonl", self._timings)
+        _write_lines(out / TABLE, [candidate.row() for candidate in race.candidates])
+        _write_lines(out / TIMES, self._timings)
         trained = [timing for timing in self._timings if not timing["replayed"]]
         states = [candidate.phase for candidate in race.candidates]
         return Trial(
-            files=self.step.keep("trials.jsonl"),
-            traces=self.step.keep("timings.jsonl"),
+            files=self.step.keep(TABLE),
+            traces=self.step.keep(TIMES),
             overrides=winner.overrides,
             number=winner.number,
             metric=race.recipe.metric,
@@ -144,6 +166,7 @@ class Hunt:
                 "trained_rungs": len(trained),
                 "replayed_rungs": len(self._timings) - len(trained),
                 "states": {state: states.count(state) for state in sorted(set(states))},
+                **self._told,
             },
         )
 

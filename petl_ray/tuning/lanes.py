@@ -97,12 +97,12 @@ class Lanes:
     def __init__(self, hunts: list[Hunt], packs: PackRoom, keeps: dict[str, Stopper], tries: int) -> None:
         self._hunts, self._packs = hunts, packs
         self._errands: dict[str, tuple[Hunt, Candidate]] = {}  # by Tune's trial id
-        self._ids: dict[str, str] = {}  # trial key -> Tune's trial id
+        self._ids: dict[str, str] = {}  # trial name -> Tune's trial id
         self._waiting: list[TrialOfTune] = []  # trials that hold a lane and train nothing
         self._starting: set[str] = set()  # trials whose process is coming up
         self._handed: str | None = None  # a new trial that is to take the lane of one that waits
         self._failures: dict[str, str] = {}  # the last one, by Tune's trial id
-        self._failed: Counter[str] = Counter()  # by trial key
+        self._failed: Counter[str] = Counter()  # by trial name
         self._costs: dict[str, tuple[list[Order], Any]] = {}
         self._keeps, self._tries = keeps, tries
         self._turn = 0
@@ -125,14 +125,14 @@ class Lanes:
         self.look()  # while there is no trial at all, Tune asks only here
         self._weigh()
         chosen = self._next()
-        if chosen is None or chosen[1].key in self._ids or not self._lane_free():
+        if chosen is None or chosen[1].name in self._ids or not self._lane_free():
             return None
         fresh = self._taken < self._lanes
         if not fresh and (self._starting or self._handed):
             return None  # one at a time: Tune would start, or end, a process for any other
         errand = self._errand(*chosen)
         if errand is not None:
-            self._errands[trial_id], self._ids[chosen[1].key] = chosen, trial_id
+            self._errands[trial_id], self._ids[chosen[1].name] = chosen, trial_id
             if fresh:
                 self._starting.add(trial_id)
             else:
@@ -143,8 +143,8 @@ class Lanes:
         """Tune tries no more. Its own count is hasty where a process died idle, so ours decides: a new trial, or the
         end of the search."""
         hunt, candidate = self._errands[trial_id]
-        if self._failed[candidate.key] < self._tries:
-            self._ids.pop(candidate.key, None)
+        if self._failed[candidate.name] < self._tries:
+            self._ids.pop(candidate.name, None)
             return
         found = self._failures[trial_id]
         hunt.fail(PermanentError(f"search, trial {candidate.number}", found, f"it failed {self._tries} times"))
@@ -164,9 +164,9 @@ class Lanes:
             self._hand_over(controller)
             return trials[handed]
         chosen = self._next()
-        if chosen is None or chosen[1].key not in self._ids or not self._lane_free():
+        if chosen is None or chosen[1].name not in self._ids or not self._lane_free():
             return None
-        trial = trials[self._ids[chosen[1].key]]
+        trial = trials[self._ids[chosen[1].name]]
         if trial.status == RUNNING and trial not in self._waiting:  # it has not yet said that it had nothing to do
             return None
         errand = self._errand(*chosen)
@@ -197,7 +197,7 @@ class Lanes:
         hunt, candidate = self._errands[trial.trial_id]
         log = Path(trial.error_file or "/dev/null")
         lines = log.read_text(encoding="utf-8").strip().splitlines() if log.exists() else []
-        self._failed[candidate.key] += 1
+        self._failed[candidate.name] += 1
         self._failures[trial.trial_id] = lines[-1] if lines else "its process was lost"
         if trial in self._waiting:
             self._waiting.remove(trial)
@@ -207,11 +207,12 @@ class Lanes:
     def heard(self, controller: Controller, trial: TrialOfTune, result: dict[str, Any]) -> str:
         """Remember a rung, let the race decide, and go straight on where this very trial is the next to train."""
         hunt, candidate = self._errands[trial.trial_id]
-        index = self._packs.under_way.pop(candidate.key, _REPLAY)
+        life, index = candidate.life, self._packs.under_way.pop(candidate.key, _REPLAY)
         facts = json.loads(result["facts"])
         if facts is not None and not hunt.over:
             heard = self._hear(controller, trial, facts)
-            if heard and self._next() == (hunt, candidate) and self._goes_straight_on(hunt, candidate, index):
+            same = heard and candidate.life == life  # in another life its errand is another
+            if same and self._next() == (hunt, candidate) and self._goes_straight_on(hunt, candidate, index):
                 return CONTINUE
         self._waiting.append(trial)
         return NOOP

@@ -9,14 +9,22 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from petl_ray.tuning.sampler import Overrides
 from petl_ray.verb import StepContext
 
 Files = dict[str, bytes]
+
+
+class Copy(NamedTuple):
+    """Trial `number` goes on after `rung` from what `donor` was there."""
+
+    number: int
+    donor: int
+    rung: int
 
 
 class Ledger:
@@ -72,6 +80,26 @@ class Ledger:
         self._record(f"{number}/{rung}", facts)
         if files is None:
             self.forget(number)
+
+    def copied(self, copies: Sequence[Copy]) -> None:
+        """Give trials the checkpoints of others, durably, before anybody trains on.
+
+        A trial that has come further since, or has its copy from an earlier attempt, keeps what it has. Where the donor's
+        checkpoint of that rung is gone, the trial begins at the start: its overrides hold all that the donor went through.
+        """
+        changed = False
+        for copy in copies:
+            mine, theirs = self._live.get(str(copy.number)), self._live.get(str(copy.donor))
+            if mine and (mine["rung"] > copy.rung or (mine["rung"] == copy.rung and mine.get("from") == copy.donor)):
+                continue
+            self.forget(copy.number)
+            if theirs and theirs["rung"] == copy.rung:
+                shutil.copytree(self._directory / str(copy.donor), self._directory / str(copy.number))
+                facts = dict(self._facts[f"{copy.number}/{copy.rung}"])
+                self._live[str(copy.number)] = {"rung": copy.rung, "facts": facts, "from": copy.donor}
+                changed = True
+        if changed:
+            self._step.save_progress(self._directory, {"trials": self._live})
 
     def forget(self, number: int) -> None:
         """A trial has ended: its checkpoint is left out of the next progress."""

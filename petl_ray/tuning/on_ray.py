@@ -71,7 +71,8 @@ def search_all(
             outcomes[index] = error
     if any(not hunt.over for hunt in hunts.values()):
         with _cluster():
-            _run(list(hunts.values()), steps[0].resources, train)
+            for engine in dict.fromkeys(hunt.spec.engine for hunt in hunts.values()):
+                _run([hunt for hunt in hunts.values() if hunt.spec.engine == engine], steps[0].resources, train)
     for index in range(len(questions)):
         yield index, outcomes[index] if index in outcomes else hunts[index].outcome()
 

@@ -2,7 +2,7 @@
 
 Plain Python around the protocol of `petl_ray.verb.SlotSession`; what makes an actor of it stands in `packs.on_ray`. One
 thread drives the slots, turn by turn; orders wait at its door and take a slot as soon as one is free, without anybody
-else being asked. What a trial comes to does not depend on who trains beside it (see `petl_ray.training.rounds`).
+else being asked. What a trial comes to does not depend on who trains beside it (see `petl_ray.training.sharing`).
 """
 
 from __future__ import annotations
@@ -43,11 +43,12 @@ class Order:
     recipe: dict[str, Any]
     recipe_spec: str
     labels: int
+    life: int = 0
 
     @property
     def key(self) -> str:
-        """The trial's name within the pack."""
-        return f"{self.search}/{self.number}"
+        """The trial's name within the pack, another one in every life."""
+        return life_key(f"{self.search}/{self.number}", self.life)
 
     def spec(self) -> Spec:
         """The training spec of the trial."""
@@ -58,12 +59,17 @@ class Order:
         return asdict(self)
 
 
+def life_key(name: str, life: int) -> str:
+    """What a trial is called in a pack after it has become a copy of another `life` times."""
+    return f"{name}.{life}" if life else name
+
+
 @dataclass(eq=False)
 class Errand:
-    """An order under way: who waits for its answer, and the share of the turns' time it has taken."""
+    """An order under way: those who wait for its answer, and the share of the turns' time it has taken."""
 
     order: Order
-    answer: Future[dict[str, Any]]
+    answers: list[Future[dict[str, Any]]]
     session: SlotSession | None = None
     seconds: float = 0.0
 
@@ -71,12 +77,13 @@ class Errand:
 class Pack:
     """Slots of one session a base, the newest checkpoint of every trial that passed here, and the data of its searches.
 
-    `door` names the training room's `open_session`. `advance` and `weigh` may be called from many threads and wait for
-    the one that drives; the other methods touch files only.
+    `door` names the training room's `open_session`. `advance`, `weigh` and `footprints` may be called from many threads
+    and wait for the one that drives; the other methods touch files and figures only.
     """
 
     def __init__(self, door: str, slots: int, threads: int) -> None:
-        self._door, self._slots, self._threads = door, max(1, slots), threads
+        self._door, self._most, self._threads = door, max(1, slots), threads
+        self._slots, self._alone = self._most, False
         self._directory = Path(tempfile.mkdtemp(prefix="petl-ray-pack-"))
         self._sessions: dict[str, SlotSession] = {}
         self._resident: dict[str, tuple[SlotSession, int]] = {}  # by key, least recently trained first
@@ -84,6 +91,7 @@ class Pack:
         self._door_bell: SimpleQueue[Errand | Callable[[], None] | None] = SimpleQueue()
         self._waiting: list[Errand] = []
         self._under_way: dict[str, Errand] = {}
+        self._done: dict[str, tuple[Order, dict[str, Any]]] = {}  # the newest of every trial
         self._driver = threading.Thread(target=self._drive, name="pack", daemon=True)
         self._driver.start()
 
@@ -101,6 +109,24 @@ class Pack:
         with self._lock:
             return read_files(self._checkpoint(key, rung))
 
+    def allow(self, slots: int, alone: bool) -> None:
+        """From now on hold no more than `slots` trials of one base at a time; with `alone`, one trial of whatever base."""
+        self._slots, self._alone = min(self._most, max(1, slots)), alone
+
+    def footprints(self, orders: list[Order]) -> list[dict[str, Any]]:
+        """What a pack is planned with: each order's `SlotSession.footprint` and `session`, a name of what it shares.
+
+        `refused` with the reason where there is none.
+        """
+        answer: Future[list[dict[str, Any]]] = Future()
+        self._door_bell.put(lambda: _settle(answer, lambda: [self._footprint(order) for order in orders]))
+        return answer.result()
+
+    def memory(self) -> dict[str, Any]:
+        """What the slots took at their peak (see `SlotSession.memory`); empty where several bases share the process."""
+        sessions = list(self._sessions.values())
+        return sessions[0].memory() if len(sessions) == 1 else {}
+
     def weigh(self, orders: list[Order]) -> list[dict[str, Any]]:
         """What each order's slot would cost; `refused` with the reason where it cannot be."""
         answer: Future[list[dict[str, Any]]] = Future()
@@ -114,9 +140,9 @@ class Pack:
         configuration, not the machine, is at fault. Raises TemporaryError where this process does not hold the search's
         rows (it was restarted).
         """
-        errand = Errand(order, Future())
-        self._door_bell.put(errand)
-        return errand.answer.result()
+        answer: Future[dict[str, Any]] = Future()
+        self._door_bell.put(Errand(order, [answer]))
+        return answer.result()
 
     def close(self) -> None:
         """End the driving thread after its turn and remove the local files."""
@@ -151,10 +177,12 @@ class Pack:
         """Give free slots to those who wait, first come first served."""
         still = []
         for errand in self._waiting:
+            if self._known(errand):
+                continue
             try:
                 spec = errand.order.spec()
                 session = self._session(spec)
-                if sum(one.session is session for one in self._under_way.values()) >= self._slots:
+                if not self._has_room(session):
                     still.append(errand)
                     continue
                 self._admit(session, errand.order, spec)
@@ -167,6 +195,24 @@ class Pack:
                 errand.session = session
                 self._under_way[errand.order.key] = errand
         self._waiting = still
+
+    def _known(self, errand: Errand) -> bool:
+        """Whether this very order is under way or done: who asked first has died, and asks again in another process."""
+        key = errand.order.key
+        if (before := self._under_way.get(key)) is not None and before.order == errand.order:
+            before.answers += errand.answers
+            return True
+        done = self._done.get(key)
+        if done is None or done[0] != errand.order:
+            return False
+        for answer in errand.answers:
+            answer.set_result(done[1])
+        return True
+
+    def _has_room(self, session: SlotSession) -> bool:
+        if self._alone:
+            return not self._under_way
+        return sum(one.session is session for one in self._under_way.values()) < self._slots
 
     def _turn(self, session: SlotSession) -> None:
         mine = {key: one for key, one in self._under_way.items() if one.session is session}
@@ -198,18 +244,30 @@ class Pack:
         except Exception as error:  # noqa: BLE001 - a full disk, say: the trial's own failure
             self._break(errand, error)
             return
-        errand.answer.set_result({**facts, "seconds": round(errand.seconds, 4)})
+        told = {**facts, "seconds": round(errand.seconds, 4)}
+        if not facts.get("refused"):
+            self._done[errand.order.key] = errand.order, told
+        for answer in errand.answers:
+            answer.set_result(told)
 
     def _break(self, errand: Errand, error: Exception) -> None:
         self._under_way.pop(errand.order.key, None)
         self._leave(errand.order.key)
-        errand.answer.set_exception(error)
+        for answer in errand.answers:
+            answer.set_exception(error)
 
     def _weight(self, order: Order) -> dict[str, Any]:
         try:
             spec = order.spec()
             return dict(self._session(spec).estimate(spec, order.labels))
         except PermanentError as error:
+            return {"refused": str(error)}
+
+    def _footprint(self, order: Order) -> dict[str, Any]:
+        try:
+            spec = order.spec()
+            return {**self._session(spec).footprint(spec, order.labels), "session": _shared(spec)}
+        except Exception as error:  # noqa: BLE001 - whatever it is, the trial meets it too, and is told
             return {"refused": str(error)}
 
     def _drop(self, key: str) -> None:
@@ -226,6 +284,9 @@ class Pack:
             return
         if owner is not None:
             owner.drop(order.key)
+        if self._alone:
+            for key in list(self._resident):
+                self._leave(key)
         data = self._directory / "data" / order.search
         if not data.is_dir():
             raise TemporaryError(f"search {order.search}", "its rows are not here", "this pack was restarted")
@@ -251,14 +312,19 @@ class Pack:
             session.drop(key)
 
     def _session(self, spec: Spec) -> SlotSession:
-        shared = sha256_of([getattr(spec, name, None) for name in SHARED])
+        shared = _shared(spec)
         if shared not in self._sessions:
             open_session = cast("TrainsSlots", load(self._door))
-            self._sessions[shared] = open_session(spec, self._slots, self._threads)
+            self._sessions[shared] = open_session(spec, self._most, self._threads)
         return self._sessions[shared]
 
     def _checkpoint(self, key: str, rung: int) -> Path:
         return self._directory / "checkpoints" / key / str(rung)
+
+
+def _shared(spec: Spec) -> str:
+    """Names what trials must have in common to share a session."""
+    return sha256_of([getattr(spec, name, None) for name in SHARED])
 
 
 def _settle(answer: Future[T], make: Callable[[], T]) -> None:

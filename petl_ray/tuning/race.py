@@ -6,6 +6,7 @@ hearings, in whatever order they arrive, give the same race under `decisions: ru
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,6 +15,10 @@ from pydantic import ValidationError
 
 from petl_ray.errors import PetlRayError, PlanError, TrainingError
 from petl_ray.spec import Spec
+from petl_ray.tuning.brackets import Brackets
+from petl_ray.tuning.ledger import Copy
+from petl_ray.tuning.pack import life_key
+from petl_ray.tuning.population import chance_of, changeable, donors, explored
 from petl_ray.tuning.recipe import Recipe, identity, reason
 from petl_ray.tuning.rules import asha_keeps, better, median_keeps
 from petl_ray.tuning.sampler import Overrides, open_sampler
@@ -25,7 +30,10 @@ Recorded = Callable[[int], "Overrides | None"]
 
 @dataclass
 class Candidate:
-    """One configuration: `scores` by share of the horizon, in the order of the rungs."""
+    """One configuration: `scores` by share of the horizon, in the order of the rungs.
+
+    `parents` says at which shares it became a copy of which trial; `spec` and `overrides` are those of today's life.
+    """
 
     search: str
     number: int
@@ -35,11 +43,23 @@ class Candidate:
     scores: dict[float, float] = field(default_factory=dict)
     reason: str = ""
     told: bool = False
+    bracket: int | None = None
+    parents: dict[float, int] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The trial's name within a run of several searches."""
+        return f"{self.search}/{self.number}"
+
+    @property
+    def life(self) -> int:
+        """How often it has become a copy of another trial."""
+        return len(self.parents)
 
     @property
     def key(self) -> str:
-        """The trial's name within a run of several searches."""
-        return f"{self.search}/{self.number}"
+        """The name of what a pack trains: another one in every life, so that nothing of an earlier one is continued."""
+        return life_key(self.name, self.life)
 
     @property
     def ended(self) -> bool:
@@ -55,7 +75,9 @@ class Candidate:
         """The line of the trial table: what was decided, no times."""
         scores = {str(share): score for share, score in self.scores.items()}
         row = {"number": self.number, "overrides": self.overrides, "state": self.phase, "scores": scores}
-        return {**row, "reason": self.reason} if self.reason else row
+        parents = {str(share): donor for share, donor in self.parents.items()}
+        more = {"bracket": self.bracket, "parents": parents or None, "reason": self.reason or None}
+        return row | {name: value for name, value in more.items() if value is not None}
 
 
 class Race:
@@ -76,7 +98,10 @@ class Race:
         self._sampler = open_sampler(spec, self.recipe.mode)
         self._names: set[str] = set()
         self._asks_left = 8 * spec.trials + 64  # a space smaller than the trials asked for comes to an end
-        self._at_rung: dict[int, list[float]] = {rung: [] for rung in range(len(spec.rungs))}
+        self._at_rung: defaultdict[tuple[int, int], list[float]] = defaultdict(list)  # by rung and bracket
+        self._brackets = Brackets(len(spec.rungs), spec.reduction) if spec.scheduler == "hyperband" else None
+        self.copies: list[Copy] = []  # what was decided and is yet to be done
+        self._begun = False
         self._live: list[Candidate] = []
         self._settle()
 
@@ -99,6 +124,7 @@ class Race:
     def start(self, number: int) -> None:
         """A ready configuration has been given a place to train."""
         self.candidates[number].phase = "training"
+        self._begun = True
 
     def again(self, number: int) -> None:
         """A configuration lost its place before it was heard; it may train from its last rung once more."""
@@ -122,7 +148,7 @@ class Race:
         elif facts.get("diverged"):
             self._end(candidate, "diverged", str(facts.get("reason", "the loss is not finite")))
         else:
-            self._at_rung[candidate.rung].append(float(facts["score"]))
+            self._at_rung[candidate.rung, candidate.bracket or 0].append(float(facts["score"]))
             candidate.scores[self.spec.rungs[candidate.rung]] = float(facts["score"])
             candidate.phase = "waiting"
             self._hear(candidate, keep)
@@ -143,8 +169,9 @@ class Race:
 
     def best_score(self) -> float | None:
         """The best score heard so far at the furthest rung that was reached."""
-        heard = [scores for scores in self._at_rung.values() if scores]
-        return None if not heard else (max if self.recipe.mode == "max" else min)(heard[-1])
+        furthest = max((rung for rung, _ in self._at_rung), default=None)
+        heard = [score for (rung, _), scores in self._at_rung.items() if rung == furthest for score in scores]
+        return (max if self.recipe.mode == "max" else min)(heard, default=None)
 
     # --- what a generation does -------------------------------------------------------------------------------------
 
@@ -159,18 +186,22 @@ class Race:
             if any(candidate.phase in ("ready", "training") for candidate in self._live):
                 return
             waiting = [candidate for candidate in self._live if candidate.phase == "waiting"]
-            for candidate in waiting:
-                self._decide(candidate)
+            self._decide(waiting)
             if any(candidate.phase == "ready" for candidate in waiting):
                 return
             self._tell(self._live)
-            self._live = self._ask(self.spec.generation)
+            self._live, self._begun = self._ask(self._size), False
             if not self._live:
                 return
 
+    @property
+    def _size(self) -> int:
+        """How many configurations are asked at once."""
+        return self.spec.generation
+
     def _refill(self) -> bool:
         """Ask again for what was rejected before anything of the generation has trained."""
-        if not all(candidate.phase in ("ready", "rejected") and not candidate.scores for candidate in self._live):
+        if self._begun:
             return False
         rejected = [candidate for candidate in self._live if candidate.phase == "rejected" and not candidate.told]
         self._tell(rejected)
@@ -178,21 +209,24 @@ class Race:
         self._live += fresh
         return bool(fresh)
 
-    def _decide(self, candidate: Candidate) -> None:
-        rung, mode = candidate.rung - 1, self.recipe.mode
-        score, scores = candidate.scores[self.spec.rungs[rung]], self._at_rung[rung]
-        if candidate.rung == len(self.spec.rungs):
-            self._end(candidate, "finished")
-            return
-        keeps = True
-        if self.spec.scheduler == "asha":
-            keeps = asha_keeps(mode, score, scores, self.spec.reduction)
-        elif self.spec.scheduler == "median":
-            keeps = median_keeps(mode, score, scores)
-        if candidate.number == 0 or keeps:  # the default recipe runs to the end: what tuning is worth needs it
-            candidate.phase = "ready"
-        else:
-            self._end(candidate, "stopped")
+    def _decide(self, candidates: Iterable[Candidate]) -> None:
+        for candidate in candidates:
+            if candidate.rung == len(self.spec.rungs):
+                self._end(candidate, "finished")
+            elif candidate.number == 0 or self._keeps(candidate):  # what tuning is worth needs the default's end
+                candidate.phase = "ready"
+            else:
+                self._end(candidate, "stopped")
+
+    def _keeps(self, candidate: Candidate) -> bool:
+        """What the scheduler's rule says of a candidate at the rung that it has reached."""
+        rung, bracket, mode = candidate.rung - 1, candidate.bracket or 0, self.recipe.mode
+        score, scores = candidate.scores[self.spec.rungs[rung]], self._at_rung[rung, bracket]
+        if self.spec.scheduler == "median":
+            return median_keeps(mode, score, scores)
+        if self.spec.scheduler in ("asha", "hyperband"):
+            return rung < bracket or asha_keeps(mode, score, scores, self.spec.reduction)
+        return True
 
     def _end(self, candidate: Candidate, phase: Phase, why: str = "") -> None:
         candidate.phase, candidate.reason = phase, why
@@ -240,6 +274,7 @@ class Race:
                 self._names.add(identity(spec))
                 weigh = self.spec.limits.trained_share is not None or self.spec.limits.memory_bytes is not None
                 candidate = Candidate(self.name, number, overrides, spec, "asked" if weigh else "ready")
+                candidate.bracket = self._brackets.of(number) if self._brackets else None
                 self.candidates.append(candidate)
                 return candidate
             self._sampler.forget(number)
@@ -257,17 +292,21 @@ class Race:
 
 
 class AsyncRace(Race):
-    """A search without barriers: `generation` configurations are under way, each is decided when it is heard."""
+    """A search without barriers: `generation` configurations are under way, each is decided when it is heard.
+
+    Tune's own rules say who goes on; hyperband, whose brackets Tune would draw by lot, is decided here.
+    """
 
     barrier = False
 
     def _hear(self, candidate: Candidate, keep: bool | None) -> None:
-        if candidate.rung == len(self.spec.rungs):
-            self._end(candidate, "finished")
-        elif candidate.number == 0 or keep is not False:
-            candidate.phase = "ready"
-        else:
+        if keep is False and candidate.number > 0 and candidate.rung < len(self.spec.rungs):
             self._end(candidate, "stopped")
+        else:
+            self._decide([candidate])
+
+    def _keeps(self, candidate: Candidate) -> bool:
+        return self.spec.scheduler != "hyperband" or super()._keeps(candidate)
 
     def _settle(self) -> None:
         if self.error is None:
@@ -276,8 +315,44 @@ class AsyncRace(Race):
             self._live += self._ask(self.spec.generation - len(self._live))
 
 
+class Population(Race):
+    """A search in which nobody is stopped: all trials are asked at once, and at every rung but the last the worst become
+    copies of the best and go on with other rates (see `petl_ray.tuning.population`).
+
+    Raises PlanError where the space has nothing that may change while a trial trains.
+    """
+
+    def __init__(self, spec: SearchSpec, recorded: Recorded, name: str = "") -> None:
+        super().__init__(spec, recorded, name)
+        self._changeable = changeable(self.recipe, spec.space)
+
+    @property
+    def _size(self) -> int:
+        return 0 if self.candidates else self.spec.trials
+
+    def _decide(self, candidates: Iterable[Candidate]) -> None:
+        candidates = list(candidates)
+        super()._decide(candidates)
+        if candidates and (rung := candidates[0].rung - 1) < len(self.spec.rungs) - 1:
+            share = self.spec.rungs[rung]
+            scores = {candidate.number: candidate.scores[share] for candidate in candidates}
+            pairs = donors(self.recipe.mode, scores, self.spec.quantile, self.spec.seed, rung)
+            for number, donor in pairs.items():
+                self._become(self.candidates[number], self.candidates[donor], rung)
+
+    def _become(self, candidate: Candidate, donor: Candidate, rung: int) -> None:
+        """From here on `candidate` is `donor` in all but the rates that it explores."""
+        share, chance = self.spec.rungs[rung], chance_of(self.spec.seed, rung, candidate.number)
+        found = explored(self.recipe, donor.overrides, self._changeable, share, chance)
+        candidate.overrides, candidate.spec = found
+        candidate.parents[share] = donor.number
+        self.copies.append(Copy(candidate.number, donor.number, rung))
+
+
 def open_race(spec: SearchSpec, recorded: Recorded, name: str = "") -> Race:
-    """The race that `spec.decisions` names."""
+    """The race that `spec.scheduler` and `spec.decisions` name."""
+    if spec.scheduler == "pbt":
+        return Population(spec, recorded, name)
     return (AsyncRace if spec.decisions == "async" else Race)(spec, recorded, name)
 
 

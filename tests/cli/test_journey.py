@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,36 @@ def test_a_plan_says_why_something_would_be_computed_again(finished: tuple[Path,
     assert "learning_rate" in train["why"]
 
 
+def test_a_plan_says_how_trials_are_packed_into_memory_and_what_earlier_runs_teach(finished: tuple[Path, Any]) -> None:
+    folder, _ = finished
+    search = ("--cluster", "none", "--set", f"tasks.mood.search={json.dumps(SEARCH)}")
+    found = {row["step"]: row for row in said(folder, "plan", "plan.yaml", *search, "--json")}
+    assert found["prepare mood"]["packing"] is None
+    packing = found["search mood"]["packing"]
+    assert packing["engine"] == "packed" and packing["slots"] == 8
+    assert packing["machine_bytes"] > packing["base_bytes"] + packing["pass_bytes"] + 8 * packing["slot_bytes"] > 0
+    assert packing["why"].startswith("packed: 8 slots of ") and packing["calibration"].startswith(
+        "calibrated from 1 run "
+    )
+    done = call(folder, "plan", "plan.yaml", *search)
+    assert f"search mood: {packing['why'].split(' fit into')[0]}" in done.stderr
+    solo = ("--set", "tasks.mood.search.engine=solo")
+    alone = {row["step"]: row for row in said(folder, "plan", "plan.yaml", *search, *solo, "--json")}["search mood"]
+    assert alone["packing"]["slots"] == 1 and alone["packing"]["why"].startswith("solo: as asked")
+    assert alone["name"] == found["search mood"]["name"]
+
+
+def test_a_plan_that_memory_cannot_hold_is_refused_with_the_figures(finished: tuple[Path, Any]) -> None:
+    folder, _ = finished
+    settings = ("tasks.mood.training.batch_size=65536", "tasks.mood.training.max_length=1048576")
+    done = call(
+        folder, "plan", "plan.yaml", "--cluster", "none", *(word for one in settings for word in ("--set", one))
+    )
+    assert done.returncode == 5, done.stderr
+    figures = r"one slot of .* beside a base of .* and passes of \d+ GB does not fit into"
+    assert re.search(f"train mood/default: memory: {figures}", done.stderr)
+
+
 def test_runs_are_listed_and_shown(finished: tuple[Path, Any]) -> None:
     folder, _ = finished
     runs = said(folder, "runs", "ls", "--json")
@@ -106,6 +137,7 @@ def test_a_search_and_its_gain_are_in_the_table_and_nobody_else_talks(tmp_path: 
     done = call(tmp_path, "run", "plan.yaml", "--set", f"tasks.mood.search={json.dumps(SEARCH)}")
     assert done.returncode == 0, done.stderr
     assert "tuning was worth" in done.stdout
+    assert "over default" in done.stdout and "the default recipe" in done.stdout
     ours = ("* ", "> ", "+ ", "  ", "= ")  # what Ray, Tune, MLflow and Alembic have to say is not for people
     assert [
         line for line in done.stderr.splitlines() if not line.startswith(ours) and "steps computed" not in line

@@ -6,13 +6,15 @@ import json
 import shlex
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from petl_ray.artifact import Interval
-from petl_ray.cli.results import _print_samples, serve_command, tell
+from petl_ray.cli.results import _print_samples, print_results, serve_command, tell
 from petl_ray.cli.serving import answered_by
 from petl_ray.cli.watching import Watch
+from petl_ray.tuning.ranking import RankedTrial
 from pipelines.summary import Summary, TaskSummary
 
 URL = "http://127.0.0.1:8123"
@@ -98,3 +100,31 @@ def test_what_to_try_is_what_the_task_answers(
     assert json.loads(words[-1]) == body
     _print_samples(URL, samples, None)
     assert "Try it yourself:\n" in capsys.readouterr().out
+
+
+def test_the_trials_of_a_search_are_ranked_beside_the_default(capsys: pytest.CaptureFixture[str]) -> None:
+    def trial(rank: int, number: int, **more: Any) -> RankedTrial:
+        facts = {
+            "state": "stopped",
+            "rungs": 1,
+            "share": 0.25,
+            "score": 0.5,
+            "gain": -0.125,
+            "seconds": 0.5,
+            "overrides": {},
+        }
+        return RankedTrial.model_validate({"rank": rank, "number": number, **facts, **more})
+
+    phased = {"learning_rate": 0.01, "phases": [{"start": 0.5, "learning_rate": 0.008}]}
+    best = trial(1, 3, state="finished", share=1.0, score=0.875, gain=0.25, overrides=phased, parents={"0.5": 2})
+    others = [trial(rank, rank + 2, overrides={"method.rank": rank}) for rank in range(2, 8)]
+    ranking = (best, *others, trial(8, 0))
+    task = summary("").tasks[0].model_copy(update={"trials": 8, "tuning_gain": 0.25, "ranking": ranking})
+    print_results(Summary(plan="tiny", tasks=(task,), failures={}))
+    told = " ".join(capsys.readouterr().out.split())
+    assert (
+        "1 3 finished 100% 0.875 +0.250 0.5 learning_rate 0.01; from 50% learning_rate 0.008; copied trial 2 at 50%"
+        in told
+    )
+    assert "5 7 stopped 25% 0.500 -0.125" in told and "method.rank 6" not in told
+    assert "8 0 stopped 25% 0.500 -0.125 0.5 the default recipe" in told and "and 2 more" in told

@@ -185,7 +185,7 @@ def test_the_default_recipes_stay_below_two_percent_of_minilm(minilm: str) -> No
 
 def test_a_head_alone_is_refused_where_there_is_none() -> None:
     found = anatomy(_skeleton(LlamaConfig(**SMALL), causal=True))
-    with pytest.raises(AdapterError, match="Choose lora or bottleneck"):
+    with pytest.raises(AdapterError, match="Choose lora, bottleneck or ia3"):
         all_parts(HeadSpec(), found, 0)
     with pytest.raises(AdapterError, match="has no labels"):
         all_parts(LoraSpec(), found, 3)

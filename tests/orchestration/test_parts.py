@@ -45,6 +45,18 @@ def test_auto_lets_no_process_span_two_machines() -> None:
     assert Placement(verbs=asked, cpus=4).resources("train", four).cpus == 4
 
 
+def test_packs_share_gpus_as_they_are_placed_and_slots_are_bounded_by_what_pays() -> None:
+    halves = VerbResources(gpus=0.5, packs="auto", slots="auto")
+    there = Placement(verbs={"search": halves, "train": VerbResources(slots="auto")})
+    machines = [{"CPU": 16.0, "GPU": 1.0}, {"CPU": 16.0, "GPU": 2.0}]
+    given = there.resources("search", machines)
+    assert (given.packs, given.slots, given.slots_by_memory) == (6, 64, True)
+    check_capacity("search", given, True, machines)
+    assert (there.resources("train").slots, there.resources("evaluate").slots_by_memory) == (8, False)
+    with pytest.raises(ValidationError):
+        VerbResources(slots=0)
+
+
 def test_a_wrong_placement_is_named_by_its_key(tmp_path: Path) -> None:
     path = tmp_path / "odd.yaml"
     path.write_text("verbs:\n  train: {cpu: 2}\n")

@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
 from petl_ray.models import BaseSpec, LockedBase, resolve
-from petl_ray.training.rounds import Sharing, plan_rounds
+from petl_ray.training.rounds import plan_rounds
 from petl_ray.training.session import Session, open_session
+from petl_ray.training.sharing import Sharing
 from petl_ray.training.spec import TrainSpec
 from tests.plainstep import PlainStep
 from tests.training.questions import dataset, locked, recipe
@@ -29,6 +30,8 @@ METHODS = some.one_of(
     ),
     some.builds(lambda size: {"kind": "bottleneck", "size": size}, some.integers(1, 8)),
     some.just({"kind": "head"}),
+    some.just({"kind": "lora", "rank": 3, "targets": "all-linear", "layers": [1]}),
+    some.just({"kind": "ia3"}),
 )
 CHANGES = some.fixed_dictionaries(
     {

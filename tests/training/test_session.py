@@ -20,8 +20,9 @@ from petl_ray.errors import (
 from petl_ray.models import LockedBase
 from petl_ray.training.checkpoint import read_checkpoint, write_checkpoint
 from petl_ray.training.occupant import Occupant
-from petl_ray.training.rounds import Sharing, plan_rounds
+from petl_ray.training.rounds import plan_rounds
 from petl_ray.training.session import Session, open_session
+from petl_ray.training.sharing import Sharing
 from petl_ray.verb import SlotSession
 from tests.plainstep import PlainStep
 from tests.training.questions import dataset, locked, recipe

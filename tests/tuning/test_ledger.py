@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from petl_ray.errors import TemporaryError
-from petl_ray.tuning.ledger import Ledger
+from petl_ray.tuning.ledger import Copy, Ledger
 from tests.plainstep import PlainStep
 
 FILES = {"slot.json": b"1", "deep/weights": b"\x00\xff"}
@@ -92,3 +92,28 @@ def test_the_last_checkpoint_stands_until_the_end_of_the_trial_is_recorded(tmp_p
     with pytest.raises(TemporaryError):
         ledger.reached(1, 1, {"score": 0.2}, None)
     assert ledger.checkpoint(1) == (0, FILES)
+
+
+OTHER = {"slot.json": b"2"}
+
+
+def test_a_copy_is_there_for_the_next_attempt_and_is_not_made_twice(step: PlainStep) -> None:
+    first = Ledger(step)
+    first.reached(1, 0, {"score": 0.1}, FILES)
+    first.reached(2, 0, {"score": 0.9}, OTHER)
+    first.copied([Copy(1, 2, 0)])
+    first.reached(2, 1, {"score": 0.95}, FILES)
+    again = Ledger(step)
+    again.copied([Copy(1, 2, 0)])  # the donor has come further since; the copy is what it was
+    assert again.checkpoint(1) == (0, OTHER) and again.rungs(1) == {0: {"score": 0.1}}
+    again.reached(1, 1, {"score": 0.92}, OTHER | FILES)
+    last = Ledger(step)
+    last.copied([Copy(1, 2, 0)])
+    assert last.checkpoint(1) == (1, OTHER | FILES) and last.checkpoint(2) == (1, FILES)
+
+
+def test_where_the_donors_checkpoint_is_gone_the_copy_begins_at_the_start(step: PlainStep) -> None:
+    ledger = Ledger(step)
+    ledger.reached(1, 0, {"score": 0.1}, FILES)
+    ledger.copied([Copy(1, 2, 0)])
+    assert ledger.checkpoint(1) is None

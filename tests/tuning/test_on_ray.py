@@ -77,7 +77,7 @@ def test_several_searches_share_one_run_and_end_as_each_would_alone(tmp_path: Pa
         assert lines[0]["overrides"] == {} and lines[0]["scores"]["1.0"] == trial.default_score
         finals = [line["scores"]["1.0"] for line in lines if line["state"] == "finished"]
         assert trial.score == (min if trial.mode == "min" else max)(finals)
-        assert {event for event, _ in step.events} == {"search.packs", "search.rung"}
+        assert {event for event, _ in step.events} == {"search.packs", "search.engine", "search.rung"}
         assert trial.about["trained_rungs"] == sum(len(line["scores"]) for line in lines) == len(rungs(step))
     alone = PlainStep(tmp_path / "alone")
     assert run(alone, specs[0], rows(alone, "a")).digest == found[0].digest
@@ -141,8 +141,8 @@ def test_a_killed_search_trains_no_recorded_rung_again(
     resumed = run(survivor, spec)
     trained = {f"{facts['trial']}/{facts['rung']}" for facts in rungs(survivor) if not facts["replayed"]}
     assert len(before) >= 9 and not before & trained
-    assert resumed.about["replayed_rungs"] >= len(before)
-    if decisions == "rung":
+    if decisions == "rung":  # as they come, a trial may be stopped before it needs all that was recorded of it
+        assert resumed.about["replayed_rungs"] >= len(before)
         assert resumed.digest == undisturbed.digest
         assert resumed.about["replayed_rungs"] + resumed.about["trained_rungs"] == undisturbed.about["trained_rungs"]
 
@@ -304,7 +304,7 @@ def test_a_pack_that_is_lost_is_replaced_and_the_outcome_is_the_same(
     tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the pack is asked when it is found dead."""
-    desk, weigh, left = Packs._desk, Packs.weigh, 1
+    desk, weigh, choose, left = Packs._desk, Packs.weigh, Packs.choose, 1
 
     def kill(room: Packs, index: int | None) -> None:
         nonlocal left
@@ -323,6 +323,13 @@ def test_a_pack_that_is_lost_is_replaced_and_the_outcome_is_the_same(
             kill(room, promise[0])
         return promise
 
+    def never_where_it_was(room: Packs, key: str) -> int | None:
+        index = choose(room, key)
+        others = [other for other, pack in room._packs.items() if pack.up and other != room.last.get(key)]
+        return others[0] if index is not None and others else index
+
+    if moment == "put_checkpoint":
+        monkeypatch.setattr(Packs, "choose", never_where_it_was)
     monkeypatch.setattr(Packs, "_desk", desk_of_the_dead)
     monkeypatch.setattr(Packs, "weigh", weigh_and_die)
     spec = ask(limits={"trained_share": 0.5} if moment == "weigh" else {}, trials=4)

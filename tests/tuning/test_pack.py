@@ -108,3 +108,13 @@ def test_a_broken_turn_breaks_everybody_in_it_and_nobody_after(pack: Pack, monke
         pack.advance(order(2, 0))
     monkeypatch.undo()
     assert pack.advance(order(2, 0))["score"] != expected["score"]
+
+
+def test_an_order_that_is_asked_for_again_is_not_trained_again(pack: Pack, tmp_path: Path) -> None:
+    """Who asked first may have died: a trial's process is replaced, and its order comes once more."""
+    recipe = MiniSpec(pause_s=1.0, log=str(tmp_path / "trained"))
+    first = order(1, 0, recipe)
+    twice = list(ThreadPoolExecutor(2).map(pack.advance, [first, first]))
+    assert twice[0] == twice[1] == pack.advance(first)
+    pack.advance(order(1, 1, recipe))
+    assert (tmp_path / "trained").read_text().splitlines() == ["q0/1 0 25", "q0/1 25 50"]

@@ -1,3 +1,4 @@
+import json
 import math
 import random
 from typing import Any
@@ -34,7 +35,7 @@ def ride(spec: SearchSpec, seed: int | None = None, **answers: Any) -> Race:
     return race
 
 
-@pytest.mark.parametrize("scheduler", ["asha", "median", "none"])
+@pytest.mark.parametrize("scheduler", ["asha", "hyperband", "median", "pbt", "none"])
 @pytest.mark.parametrize("algorithm", ["optuna", "random"])
 def test_a_race_does_not_depend_on_who_arrives_first(scheduler: str, algorithm: str) -> None:
     spec = ask(scheduler=scheduler, algorithm=algorithm, trials=14)
@@ -43,7 +44,7 @@ def test_a_race_does_not_depend_on_who_arrives_first(scheduler: str, algorithm: 
     assert tables[0] == tables[1] == tables[2] == tables[3]
     assert len(tables[0]) == 14
     states = {row["state"] for row in tables[0]}
-    assert states == ({"finished"} if scheduler == "none" else {"finished", "stopped"})
+    assert states == ({"finished"} if scheduler in ("none", "pbt") else {"finished", "stopped"})
 
 
 def test_trial_0_is_the_recipe_and_runs_to_the_end_however_bad() -> None:
@@ -143,3 +144,27 @@ def test_an_asynchronous_race_decides_at_once_and_keeps_its_places_full() -> Non
         race.heard(number, {"score": 0.5}, keep=False)
     assert race.candidates[1].phase == "stopped" and race.candidates[0].phase == "ready"
     assert sorted(candidate.number for candidate in race.ready()) == [0, 2, 3]
+
+
+def test_what_is_refused_in_training_is_not_replaced_within_its_generation_whoever_trains_beside_it() -> None:
+    specs = [
+        ride(ask(trials=12), seed, facts=lambda c: {"refused": "no"} if c.number == 4 else {}) for seed in (None, 3, 8)
+    ]
+    assert len({json.dumps([candidate.row() for candidate in race.candidates]) for race in specs}) == 1
+
+
+@pytest.mark.parametrize("decisions", ["rung", "async"])
+def test_a_bracket_cuts_nobody_before_its_rung_and_the_last_one_never(decisions: str) -> None:
+    race = ride(ask(scheduler="hyperband", decisions=decisions, trials=24, algorithm="random"))
+    rows = [candidate.row() for candidate in race.candidates]
+    assert {row["bracket"] for row in rows} == {0, 1, 2, 3} and rows[0]["bracket"] == 3
+    assert all(len(row["scores"]) > row["bracket"] for row in rows if row["state"] == "stopped")
+    assert all(row["state"] == "finished" for row in rows if row["bracket"] == 3)
+    assert {row["bracket"] for row in rows if row["state"] == "stopped"} == {0, 1, 2}
+
+
+def test_a_bracket_decides_by_its_own_scores() -> None:
+    race = ride(ask(scheduler="hyperband", trials=40, generation=40, algorithm="random"))
+    mine = [candidate for candidate in race.candidates if candidate.bracket == 1]
+    best = sorted(mine, key=lambda candidate: -candidate.scores[0.25])[: len(mine) // 2]
+    assert {candidate.number for candidate in mine if len(candidate.scores) > 2} == {one.number for one in best}

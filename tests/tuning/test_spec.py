@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from pydantic import ValidationError
 
@@ -71,7 +73,29 @@ def test_the_name_of_a_search_holds_the_training_verb_and_not_the_spelling_of_th
     assert fingerprint(search.identity, ask(MiniSpec(seed=1))) != fingerprint(search.identity, ask())
 
 
+@pytest.mark.parametrize("wrong", [{"decisions": "async"}, {"trials": 1}, {"rungs": [1.0]}])
+def test_a_population_meets_at_rungs(wrong: dict[str, object]) -> None:
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValidationError, match=re.escape(f"{name}: got {value} with scheduler pbt")):
+        ask(scheduler="pbt", **wrong)
+
+
+def test_a_question_that_knows_nothing_of_populations_keeps_its_name() -> None:
+    assert "quantile" not in ask().identity() and "quantile" in ask(scheduler="pbt", quantile=0.5).identity()
+    assert fingerprint(search.identity, ask()).startswith("7804b3a4fd61b1a1")
+
+
 def test_planned_work_counts_the_default_whole_and_the_others_by_what_survives() -> None:
     assert planned_work(ask(scheduler="none", trials=5)) == {"trials": 5, "full_trainings": 5.0}
     halves = planned_work(ask(trials=3, rungs=(0.5, 1.0), reduction=2.0))
     assert halves == {"trials": 3, "full_trainings": 1 + 2 * (0.5 + 0.25)}
+
+
+def test_planned_work_knows_brackets_and_that_a_population_is_trained_whole() -> None:
+    assert planned_work(ask(scheduler="pbt", trials=6))["full_trainings"] == 6.0
+    halves = {
+        "rungs": (0.5, 1.0),
+        "reduction": 2.0,
+        "trials": 5,
+    }  # trials 1 to 4: two are cut at the first rung, two never
+    assert planned_work(ask(scheduler="hyperband", **halves))["full_trainings"] == 1 + 2 * 0.75 + 2 * 1.0

@@ -9,8 +9,9 @@ from typing import Any, cast
 
 import ray
 
-from petl_ray.errors import CapacityError, PermanentError
+from petl_ray.errors import CapacityError, PermanentError, PetlRayError
 from petl_ray.tuning.hunt import Hunt
+from petl_ray.tuning.layout import Demand, Layout, lay_out
 from petl_ray.tuning.ledger import Files
 from petl_ray.tuning.pack import Order, Pack
 from petl_ray.verb import Resources
@@ -19,6 +20,7 @@ NAMESPACE = "petl-ray"
 RETRIES = 3  # of a trial, and of every pack on the average
 _START_S = 5.0  # for the first pack of a search, where the cluster has room
 _CHECK_S = 1.0
+_FIGURES_S = 2.0  # for what a pack took, when all is over
 
 
 class PackLost(Exception):
@@ -33,11 +35,14 @@ class PackActor:
     actor: Any
     ready: Any
     up: bool = False
+    laid_out: bool = False
     holds: set[str] = field(default_factory=set)
 
 
 class Packs:
     """The pack actors: asked for when first needed, used as they come up, replaced where one is lost.
+
+    The first that is up loads the base and says what trials take beside it; then all are laid out alike.
 
     Nothing here waits for an actor that is not up, since its cores may be held by others for ever. A search goes on
     with the packs there are; those that come later join.
@@ -52,6 +57,8 @@ class Packs:
         self._opened = 0
         self._told: int | None = None
         self._rows: dict[str, Any] = {}
+        self._layout: Layout | None = None
+        self._figures: Any = None  # promised by a pack
         self.under_way: dict[str, int] = {}  # trial key -> index of the pack that trains it now
         self.last: dict[str, int] = {}  # trial key -> index of the pack that trained it last
 
@@ -63,7 +70,9 @@ class Packs:
     @property
     def lanes_each(self) -> int:
         """Orders that one pack is given at a time: one a slot, and one that waits for the next free slot."""
-        return self._resources.slots + 1
+        if self._layout is not None:
+            return self._layout.slots + 1
+        return 2 if self._resources.slots_by_memory else self._resources.slots + 1
 
     def look(self, patience_s: float = 0.0) -> None:
         """See which packs came up, waiting for the first of them no longer than `patience_s`."""
@@ -81,13 +90,17 @@ class Packs:
             for hunt in self._hunts.values():
                 if not hunt.over:
                     hunt.placed(self._told, self._asked)
+        if self._layout is None and self.count:
+            self._lay_out()
 
     def choose(self, key: str) -> int | None:
-        """The pack with the fewest orders; of equals the one that trained the trial last. None while none is up."""
+        """The pack with the fewest orders; of equals the one that trained the trial last. None while none is ready."""
         if not self._opened:
             for _ in range(self._asked):
                 self._open()
             self.look(_START_S)
+        if self._layout is None:
+            return None
         busy = list(self.under_way.values())
         up = [index for index, pack in self._packs.items() if pack.up]
         return min(up, key=lambda index: (busy.count(index), self.last.get(key) != index, index), default=None)
@@ -97,6 +110,9 @@ class Packs:
         pack, hunt = self._packs[index], self._hunts[order.search]
         checkpoint = hunt.ledger.checkpoint(order.number) if order.rung else None
         try:
+            if not pack.laid_out and self._layout is not None:
+                self._desk(index, "allow", self._layout.slots, self._layout.engine == "solo")
+                pack.laid_out = True
             if order.search not in pack.holds:
                 if order.search not in self._rows:
                     self._rows[order.search] = ray.put(hunt.rows())
@@ -151,10 +167,62 @@ class Packs:
             self._desk(index, "__ray_ready__")
 
     def close(self) -> None:
-        """End the actors."""
+        """End the actors, after hearing what their slots took."""
+        if any(hunt.race.error is None for hunt in self._hunts.values()):
+            asked = [
+                pack.actor.memory.options(concurrency_group="desk").remote() for pack in self._packs.values() if pack.up
+            ]
+            for answer in ray.wait(asked, num_returns=len(asked), timeout=_FIGURES_S)[0] if asked else ():
+                with suppress(ray.exceptions.RayError):  # it was lost, and nothing is owed any more
+                    self._measured(ray.get(answer))
         for pack in self._packs.values():
             ray.kill(pack.actor)
         self._packs.clear()
+
+    def _measured(self, memory: dict[str, Any]) -> None:
+        for hunt in self._hunts.values():
+            if memory:
+                hunt.measured(memory)
+
+    def _lay_out(self) -> None:
+        """Ask a pack for its figures, and when they have come decide how trials are laid out in all of them."""
+        hunts = [hunt for hunt in self._hunts.values() if not hunt.over]
+        if self._figures is None and hunts:
+            index = next(index for index, pack in self._packs.items() if pack.up)
+            orders = [hunt.sizes() for hunt in hunts]
+            asked = self._packs[index].actor.footprints.remote([order for mine in orders for order in mine])
+            self._figures = index, [(hunt, len(mine)) for hunt, mine in zip(hunts, orders, strict=True)], asked
+        if self._figures is None or not ray.wait([self._figures[2]], timeout=0)[0]:
+            return
+        (index, of, asked), self._figures = self._figures, None
+        try:
+            self._decide(of, ray.get(asked))
+        except ray.exceptions.RayError as error:
+            self._gone(index, error)
+
+    def _decide(self, of: list[tuple[Hunt, int]], figures: list[dict[str, Any]]) -> None:
+        """Lay out what fits; a search that would not fit if it were alone fails alone."""
+        engine, beside, measured = of[0][0].spec.engine, _beside(self._resources), []
+        with suppress(PetlRayError):  # it only makes the estimate better
+            measured = of[0][0].step.remembered("memory")
+        going: list[tuple[Hunt, list[Demand]]] = []
+        for hunt, count in of:
+            mine, figures = figures[:count], figures[count:]
+            demands = [] if "refused" in mine[0] else [_demand(hunt, mine)]
+            try:
+                lay_out(engine, self._resources, beside, demands, measured)
+                going.append((hunt, demands))
+            except PetlRayError as error:
+                hunt.fail(error)
+        together = [demand for _, demands in going for demand in demands]
+        try:
+            self._layout = lay_out(engine, self._resources, beside, together, measured)
+        except PetlRayError as error:
+            for hunt, _ in going:
+                hunt.fail(error)
+            return
+        for hunt, _ in going:
+            hunt.laid_out(self._layout, self._asked)
 
     def _open(self) -> None:
         """Ask for one more pack."""
@@ -165,7 +233,7 @@ class Packs:
             namespace=NAMESPACE,
             num_cpus=cpus,
             num_gpus=self._resources.gpus,
-            max_concurrency=self.lanes_each + 1,
+            max_concurrency=self._resources.slots + 2,
         )
         actor = made.remote(self._door, self._resources.slots, cpus)
         self._packs[self._opened] = PackActor(name, actor, actor.__ray_ready__.remote())
@@ -202,6 +270,24 @@ class Packs:
         except ray.exceptions.RayError as error:
             self._gone(index, error)
             raise PackLost from error
+
+
+def _demand(hunt: Hunt, figures: list[dict[str, Any]]) -> Demand:
+    """What one search takes, the recipe first; a trial over its limit of memory is never trained."""
+    limit = hunt.spec.limits.memory_bytes
+    known = [one for one in figures if "refused" not in one]
+    within = [one for one in known if limit is None or one["slot_bytes"] + one["pass_bytes"] <= limit] or known[:1]
+    return Demand(
+        **figures[0],
+        widest_bytes=max(one["slot_bytes"] for one in within),
+        widest_pass_bytes=max(one["pass_bytes"] for one in within),
+    )
+
+
+def _beside(resources: Resources) -> int:
+    """The most packs that share one machine."""
+    machines = [machine["Resources"] for machine in ray.nodes() if machine["Alive"]]
+    return max(1, min(resources.packs, max((resources.fit([machine]) for machine in machines), default=1)))
 
 
 def refuse_what_cannot_be(resources: Resources) -> None:

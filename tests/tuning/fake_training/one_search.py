@@ -1,6 +1,6 @@
 """One search in a process of its own against a running cluster, to be killed from outside.
 
-python -m tests.tuning.fake_training.one_search ADDRESS ROOT
+python -m tests.tuning.fake_training.one_search ADDRESS ROOT SCHEDULER
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class AtomicStep(PlainStep):
         aside.rename(home / f"{len(list(home.iterdir())):06d}")
 
 
-def main(address: str, root: str) -> None:
+def main(address: str, root: str, scheduler: str) -> None:
     step = AtomicStep(Path(root))
     dataset = Dataset.model_validate_json((Path(root) / "dataset.json").read_text())
     ray.init(address=address, log_to_driver=False)
-    found = search(ask(MiniSpec(pause_s=1.0)), dataset, train=train, step=step)
+    found = search(ask(MiniSpec(pause_s=1.0), scheduler=scheduler), dataset, train=train, step=step)
     print(json.dumps({"digest": found.digest, **found.about}))
 
 

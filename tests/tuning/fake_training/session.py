@@ -1,8 +1,8 @@
 """Slots whose learning curve is a formula, stepped a hundred times a horizon with a state that must not be lost.
 
-The state is a hash chain over (spec, rows, step), so a checkpoint that is lost, mixed up or taken twice changes every
-score after it. A learning rate of 1 or more diverges; rank 666 is refused at admission; rank 999 breaks as a bug would.
-`MINI_LOG` names a file that every rung trained is written to.
+The state is a hash chain over (spec so far, rows, step), so a checkpoint that is lost, mixed up or taken twice changes
+every score after it. A learning rate of 1 or more diverges; rank 666 is refused at admission; rank 999 breaks as a bug would.
+`log` of a spec names a file that every rung trained is written to, with the steps it began and ended at.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +49,7 @@ class MiniSession:
         slot = Slot(mini, rows)
         if checkpoint is not None:
             state = json.loads((checkpoint / "deep" / "state.json").read_text())
-            assert state["spec"] == sha256_of(mini), "a foreign checkpoint"
+            assert state["spec"] == sha256_of(mini.begun(state["step"], HORIZON)), "a foreign checkpoint"
             slot.step, slot.chain = state["step"], state["chain"]
         self._slots[key] = slot
 
@@ -64,7 +63,7 @@ class MiniSession:
     def save(self, key: str, directory: Path) -> None:
         slot = self._slots[key]
         (directory / "deep").mkdir()
-        state = {"spec": sha256_of(slot.spec), "step": slot.step, "chain": slot.chain}
+        state = {"spec": sha256_of(slot.spec.begun(slot.step, HORIZON)), "step": slot.step, "chain": slot.chain}
         (directory / "deep" / "state.json").write_text(json.dumps(state))
 
     def drop(self, key: str) -> None:
@@ -75,22 +74,35 @@ class MiniSession:
         size = method.rank if isinstance(method, Lora) else method.size
         return {"trained_share": size / 1000, "memory_bytes": float(size * 1024)}
 
+    def footprint(self, spec: Spec, labels: int) -> dict[str, Any]:
+        return {
+            "base": cast("MiniSpec", spec).base,
+            "device": "cpu",
+            "base_bytes": 10**12 if cast("MiniSpec", spec).base == "huge" else 10**6,
+            "slot_bytes": self.estimate(spec, labels)["memory_bytes"],
+            "pass_bytes": 0,
+            "machine_bytes": 10**10,
+            "shared": True,
+        }
+
+    def memory(self) -> dict[str, Any]:
+        return {}
+
     def _advance(self, slot: Slot, target: float, key: str) -> dict[str, float]:
-        goal = round(target * HORIZON)
+        began, goal = slot.step, round(target * HORIZON)
         assert slot.step < goal, f"{key} stands at {slot.step} already"
         while slot.step < goal:
             slot.step += 1
-            slot.chain = hashlib.sha256(
-                f"{slot.chain}{sha256_of(slot.spec)}{slot.rows}{slot.step}".encode()
-            ).hexdigest()
+            name = sha256_of(slot.spec.begun(slot.step, HORIZON))
+            slot.chain = hashlib.sha256(f"{slot.chain}{name}{slot.rows}{slot.step}".encode()).hexdigest()
         time.sleep(slot.spec.pause_s * target)
-        if log := os.environ.get("MINI_LOG"):
-            with Path(log).open("a") as stream:
-                stream.write(f"{key} {slot.rows[:8]} {target}\n")
+        if slot.spec.log:
+            with Path(slot.spec.log).open("a") as stream:
+                stream.write(f"{key} {began} {goal}\n")
         if slot.spec.learning_rate >= 1:
             return {"diverged": 1.0}
         noise = int(slot.chain[:8], 16) / 16**8 / 50
-        height = 1 - 0.1 * abs(math.log10(slot.spec.learning_rate) + 2.5) - noise
+        height = 1 - 0.1 * abs(math.log10(slot.spec.begun(goal, HORIZON).rate()) + 2.5) - noise
         score = height * (1 - math.exp(-4 * target))
         loss = slot.spec.metric == "loss"
         return {

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from petl_ray.spec import Spec
+from petl_ray.spec import NOT_IDENTITY, OMIT_DEFAULT, Spec
 
 
 class Lora(Spec):
@@ -19,6 +19,11 @@ class Bottleneck(Spec):
     size: int = Field(default=16, ge=1)
 
 
+class MiniPhase(Spec):
+    start: float
+    learning_rate: float | None = Field(default=None, gt=0)
+
+
 class MiniSpec(Spec):
     base: str = "mini"
     method: Lora | Bottleneck = Field(default=Lora(), discriminator="kind")
@@ -26,6 +31,16 @@ class MiniSpec(Spec):
     seed: int = 0
     metric: Literal["accuracy", "loss"] = "accuracy"
     pause_s: float = 0.0
+    log: Annotated[str, NOT_IDENTITY] = ""
+    phases: Annotated[tuple[MiniPhase, ...], OMIT_DEFAULT] = ()
+
+    def begun(self, step: int, steps: int) -> MiniSpec:
+        """Without the phases that begin at `step` or later."""
+        return self.model_copy(update={"phases": tuple(one for one in self.phases if round(one.start * steps) < step)})
+
+    def rate(self) -> float:
+        """The learning rate at the end."""
+        return [self.learning_rate, *(one.learning_rate for one in self.phases if one.learning_rate)][-1]
 
     @property
     def mode(self) -> str:

@@ -1,0 +1,46 @@
+"""Whether questions fit beside their base, and how many of them side by side: asked of a session before it trains."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import cast
+
+from petl_ray.artifact import Dataset
+from petl_ray.bank.memory import MOST_SLOTS, Machine, calibrate, plan_slots
+from petl_ray.errors import CapacityError, PetlRayError
+from petl_ray.training.session import Session
+from petl_ray.verb import Question, StepContext
+
+Group = Mapping[int, tuple[Question, StepContext]]
+
+
+def plan_group(session: Session, most: int, group: Group) -> tuple[int, dict[int, CapacityError]]:
+    """Slots for `group`, `most` at the most, and the questions that memory does not hold even alone.
+
+    With `resources.slots_by_memory` no more slots than memory holds of the largest that fits; every step is told why.
+    """
+    given = next(iter(group.values()))[1].resources
+    beside = min(given.packs, max(1, (os.cpu_count() or 1) // max(1, given.cpus)))
+    refused: dict[int, CapacityError] = {}
+    plans = {}
+    for index, (question, step) in group.items():
+        with suppress(PetlRayError):  # a question that cannot be asked is told so when it takes its slot
+            figures = session.footprint(question.spec, len(cast("Dataset", question.inputs[0]).labels))
+            share = Machine(figures["device"], figures["machine_bytes"]).share(given.gpus, beside)
+            calibration = calibrate(step.remembered("memory"), figures["base"], figures["device"])
+            slot_bytes, pass_bytes = (figures[name] * calibration.ratio for name in ("slot_bytes", "pass_bytes"))
+            bound = min(most, MOST_SLOTS[figures["device"]])
+            try:
+                plans[index] = plan_slots(figures["base_bytes"], slot_bytes, share, bound, pass_bytes), calibration
+            except CapacityError as error:
+                refused[index] = error
+    if not given.slots_by_memory or not plans:
+        return most, refused
+    least = min(plans, key=lambda index: plans[index][0].slots)
+    plan, calibration = plans[least]
+    for index, (_, step) in group.items():
+        if index not in refused:
+            step.report("train.slots", slots=plan.slots, why=plan.why, calibration=calibration.told)
+    return plan.slots, refused

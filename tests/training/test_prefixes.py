@@ -1,0 +1,100 @@
+"""A pass that begins behind the frozen prefix: the same adapter to rounding, the same bits in any company, less work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from petl_ray.bank import Bank
+from petl_ray.models import load_base
+from petl_ray.training import prefixes
+from petl_ray.training.session import open_session
+from petl_ray.training.spec import TrainSpec
+from tests.plainstep import PlainStep
+from tests.training.questions import dataset, locked, recipe
+
+HEAD: dict[str, Any] = {"kind": "head"}
+UPPER: dict[str, Any] = {"kind": "lora", "rank": 2, "targets": "all-linear", "layers": [1]}
+WHOLE: dict[str, Any] = {"kind": "lora", "rank": 2, "targets": "all-linear"}
+CASES = [("encoder", HEAD, 2), ("encoder", UPPER, 1), ("decoder", UPPER, 1)]
+
+
+@pytest.fixture
+def made(tmp_path: Path, tiny_bert: Path, tiny_llama: Path) -> Any:
+    """The question of a kind of base and a method, and where its rows lie."""
+
+    def make(kind: str, method: dict[str, Any], **changes: Any) -> tuple[TrainSpec, Path]:
+        causal = kind == "decoder"
+        step = PlainStep(tmp_path / kind)
+        base = locked(tiny_llama if causal else tiny_bert)
+        task_type = "causal_lm" if causal else "classification"
+        return recipe(base, method=method, task_type=task_type, **changes), step.fetch(dataset(step, causal=causal))
+
+    return make
+
+
+class Work:
+    """Weights and metrics of a training, and how many rows went through the lowest layer."""
+
+    def __init__(self, spec: TrainSpec, data: Path) -> None:
+        session = open_session(spec, 1, 1)
+        self.rows = 0
+        modules = session.loaded.model.named_modules()
+        lowest = next(module for name, module in modules if name.endswith((".layer.0", ".layers.0")))
+        hook = next(lowest.children()).register_forward_pre_hook(self._count, with_kwargs=True)
+        session.admit("it", spec, data)
+        self.depth = session.occupant("it").frozen_depth
+        self.metrics = session.advance({"it": 1.0})["it"]
+        self.weights = session._bank.state(0)
+        hook.remove()
+        session.close()
+
+    def _count(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.rows += (args[0] if args else kwargs["hidden_states"]).shape[0]
+
+
+@pytest.mark.parametrize(("kind", "method", "depth"), CASES)
+def test_training_behind_the_prefix_is_training_from_the_beginning_to_rounding(
+    made: Any, kind: str, method: dict[str, Any], depth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, data = made(kind, method)
+    behind = Work(spec, data)
+    monkeypatch.setattr(Bank, "frozen_depth", lambda bank, slot: 0)
+    whole = Work(spec, data)
+    assert (behind.depth, whole.depth) == (depth, 0)
+    for name, weights in whole.weights.items():
+        torch.testing.assert_close(behind.weights[name], weights, rtol=1e-3, atol=1e-4)
+    assert behind.metrics["loss"] == pytest.approx(whole.metrics["loss"], abs=1e-4)
+    assert behind.rows <= 96 + 32 + 2 < whole.rows, "each row once, and the probe"
+
+
+@pytest.mark.parametrize(("kind", "method", "depth"), CASES)
+def test_what_was_not_kept_is_computed_again_with_the_same_bits(
+    made: Any, kind: str, method: dict[str, Any], depth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, data = made(kind, method)
+    kept = Work(spec, data)
+    monkeypatch.setattr(prefixes, "MOST_BYTES", 2_500)
+    again = Work(spec, data)
+    assert again.rows > kept.rows
+    assert all(torch.equal(again.weights[name], weights) for name, weights in kept.weights.items())
+
+
+def test_a_slot_that_adapts_the_lowest_layer_has_no_prefix(made: Any) -> None:
+    spec, _ = made("encoder", WHOLE)
+    bank = Bank(load_base(spec.base, "classification"), slots=3)
+    for slot, method in enumerate((WHOLE, UPPER, HEAD)):
+        bank.fill(slot, recipe(spec.base, method=method).method, 2, 0)
+    assert [bank.frozen_depth(slot) for slot in range(3)] == [0, 1, 2]
+    bank.detach()
+
+
+def test_layers_that_are_computed_again_in_the_backward_pass_are_not_skipped(made: Any) -> None:
+    spec, _ = made("encoder", UPPER)
+    bank = Bank(load_base(spec.base, "classification"), slots=1, gradient_checkpointing=True)
+    bank.fill(0, spec.method, 2, 0)
+    assert bank.frozen_depth(0) == 0
+    bank.detach()
