@@ -47,10 +47,10 @@ def _session_with_room_for(tokens: int, tiny_bert: Path, step: PlainStep, monkey
     session.admit("a", spec, step.fetch(dataset(step)))
     forward = session._bank.forward
 
-    def limited(segments):  # type: ignore[no-untyped-def]
+    def limited(segments, *, hidden=False):  # type: ignore[no-untyped-def]
         if torch.is_grad_enabled() and sum(segment.input_ids.numel() for segment in segments) > tokens:
             _fail_for_real()
-        return forward(segments)
+        return forward(segments, hidden=hidden)
 
     monkeypatch.setattr(session._bank, "forward", limited)
     return session
