@@ -25,14 +25,17 @@ NOTHING_SERVED = "nothing is served: no candidate was promoted, and no champion 
 
 
 class SeedScores(BaseModel):
-    """What the recipe comes to with several seeds, on held-out rows in the task's metric: `scores` in the order of the
-    seeds, their mean and sample standard deviation."""
+    """What the recipe comes to with several seeds, on held-out rows in the task's metric, by number (the seed is the
+    recipe's plus it): `scores`, their mean and sample standard deviation (None of a single one); `asked` is how many
+    were to be trained, and `chosen` the one that is put forward."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    scores: tuple[float, ...]
+    scores: dict[int, float]
     mean: float
-    spread: float
+    spread: float | None
+    asked: int
+    chosen: int
 
 
 class TaskSummary(BaseModel):
@@ -136,6 +139,7 @@ def summarize(
             rows.append(
                 _row(key, plan.tasks[key], best.get(key), candidates[key], reports[key], releases.get(key)).model_copy(
                     update={
+                        "seeds": _seeds(plan, key, candidates[key], adapters, reports[key]),
                         **_sample(run.fetch(datasets[key]) / "test.jsonl", datasets[key].labels),
                         "ranking": ranked_trials(run.fetch(best[key]), best[key].mode) if key in best else (),
                         "seconds": sum(float(one.about.get("seconds", 0.0)) for one in (*made, *mine)),
@@ -163,14 +167,21 @@ def _exit_code(run: Run) -> int:
     return codes.pop() if len(codes) == 1 else int(bool(codes))
 
 
-def _seeds(report: Report) -> SeedScores | None:
-    """The scores of all seeds: the candidate is the one that is missing among its rivals."""
-    others = {int(role.removeprefix(SEED)): one.value for role, one in report.rivals.items() if role.startswith(SEED)}
-    if not others:
+def _seeds(
+    plan: LockedPlan, key: str, candidate: Adapter, adapters: Mapping[str, Adapter], report: Report
+) -> SeedScores | None:
+    """The held-out scores of all seeds that came to an end; None where one seed was asked for."""
+    asked = plan.tasks[key].seeds
+    if asked == 1:
         return None
-    mine = next(number for number in range(len(others) + 1) if number not in others)
-    scores = [score for _, score in sorted({**others, mine: report.scores[report.metric].value}.items())]
-    return SeedScores(scores=tuple(scores), mean=statistics.fmean(scores), spread=statistics.stdev(scores))
+    chosen = next(role for role, one in plan.seeds(key, adapters).items() if one.digest == candidate.digest)
+    scores = {role: one.value for role, one in report.rivals.items() if role.startswith(SEED)}
+    scores[chosen] = report.scores[report.metric].value
+    numbered = {int(role.removeprefix(SEED)): score for role, score in scores.items()}
+    spread = statistics.stdev(numbered.values()) if len(numbered) > 1 else None
+    mean = statistics.fmean(numbered.values())
+    number = int(chosen.removeprefix(SEED))
+    return SeedScores(scores=dict(sorted(numbered.items())), mean=mean, spread=spread, asked=asked, chosen=number)
 
 
 def _sample(rows: Path, labels: Sequence[str]) -> dict[str, str | None]:
@@ -200,7 +211,6 @@ def _row(
         rows=report.rows,
         scores={**scores, (TUNED if best else DEFAULT): report.scores[report.metric]},
         differences=dict(report.differences),
-        seeds=_seeds(report),
         trials=best.trials if best else None,
         tuning_gain=best.score - best.default_score if best else None,
         trained_share=adapter.trained_parameters / (adapter.base_parameters + adapter.trained_parameters),

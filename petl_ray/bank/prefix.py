@@ -38,7 +38,7 @@ class FrozenPrefix:
         paths = {site.number: site.layer for site in found.sites if site.number is not None and not site.head}
         one_stack = len({site.layer for site in found.sites if site.layer}) == len(paths) == found.layers
         self._layers = [loaded.model.get_submodule(paths[number]) for number in sorted(paths)] if one_stack else []
-        self._tuples = False
+        self._beside: tuple[Any, ...] | None = None  # what the layers answer behind the states; None: no tuple at all
         self.holds = cache(self._holds)
 
     @torch.no_grad()
@@ -47,8 +47,8 @@ class FrozenPrefix:
         found: list[Tensor] = []
 
         def stop(_: nn.Module, __: Any, output: Any) -> None:
-            self._tuples = isinstance(output, tuple)
-            found.append(output[0] if self._tuples else output)
+            self._beside = output[1:] if isinstance(output, tuple) else None
+            found.append(output if self._beside is None else output[0])
             raise _Reached
 
         hook = self._layers[depth - 1].register_forward_hook(stop)
@@ -63,23 +63,37 @@ class FrozenPrefix:
     def resumed(self, states: States | None) -> Iterator[None]:
         """Let forward passes begin behind `states`; None: at the beginning, as always."""
         below = self._layers[: states.depth] if states else []
-        for layer in below:
-            layer.forward = _handing_on((states.values,) if self._tuples else states.values)  # type: ignore[union-attr]
         try:
+            for layer in below:
+                layer.forward = _handing_on(self._answer(states))
             yield
         finally:
             for layer in below:
-                del layer.forward
+                layer.__dict__.pop("forward", None)
+
+    def _answer(self, states: States | None) -> Any:
+        assert states is not None
+        return states.values if self._beside is None else (states.values, *self._beside)
 
     @torch.no_grad()
     def _holds(self, depth: int) -> bool:
         """Whether a pass that begins behind `depth` layers gives what a whole one gives; tried out once."""
         if not 0 < depth <= len(self._layers) or any("forward" in layer.__dict__ for layer in self._layers):
             return False
+        try:
+            return self._tried(depth)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception:  # noqa: BLE001 - a model whose layers talk to each other otherwise begins at the beginning
+            return False
+
+    def _tried(self, depth: int) -> bool:
         model: Any = self._loaded.model
         ids = torch.arange(PROBE_TOKENS, device=self._loaded.device).unsqueeze(0)
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         kept = States(depth, self.states(depth, ids, batch["attention_mask"], {}))
+        if any(one is not None for one in self._beside or ()):
+            return False  # layers that hand on more than states
         with in_force(None):
             whole = model(**batch).logits
             with self.resumed(States(depth, torch.zeros_like(kept.values))):

@@ -18,7 +18,7 @@ from petl_ray.cli.screen import complain, out, print_json, remark, size
 from petl_ray.cli.watching import Watch
 from petl_ray.errors import NotFoundError, PetlRayError
 from petl_ray.tuning.ranking import RankedTrial
-from pipelines.summary import Summary, TaskSummary
+from pipelines.summary import SeedScores, Summary, TaskSummary
 
 _ROLES = ("majority", "base", "head_only", "default", "tuned")
 _TITLES = {"head_only": "head only", "default": "default\nrecipe", "tuned": "tuned"}
@@ -57,12 +57,8 @@ def print_results(summary: Summary, told_already: Container[str] = ()) -> None:
         if task.ranking:
             console.print(_ranking(task))
     for task in summary.tasks:
-        if seeds := task.seeds:
-            each = ", ".join(f"{score:.3f}" for score in seeds.scores)
-            told = (
-                f"{seeds.mean:.3f} ± {seeds.spread:.3f} {task.metric} ({each}); put forward is the median in validation"
-            )
-            console.print(f"{task.task}: {len(seeds.scores)} seeds come to {told}.", markup=False, soft_wrap=True)
+        if task.seeds is not None:
+            console.print(f"{task.task}: {_seeds(task.seeds, task.metric)}", markup=False, soft_wrap=True)
     for rival, gain in summary.pooled.items():
         told = f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
         name = _TITLES.get(rival, rival).replace("\n", " ")
@@ -97,6 +93,14 @@ def _table(summary: Summary) -> Table:
             f"{task.seconds:.0f}",
         )
     return table
+
+
+def _seeds(seeds: SeedScores, metric: str) -> str:
+    each = ", ".join(f"{score:.3f}" for score in seeds.scores.values())
+    spread = f" ± {seeds.spread:.3f}" if seeds.spread is not None else ""
+    count = f"{len(seeds.scores)}{f' of {seeds.asked}' if len(seeds.scores) < seeds.asked else ''} seeds"
+    forward = f"put forward is number {seeds.chosen}, the median in validation"
+    return f"{count} come to {seeds.mean:.3f}{spread} {metric} ({each}); {forward}."
 
 
 def _score(scored: Interval | None) -> str:

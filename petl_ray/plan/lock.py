@@ -7,13 +7,15 @@ from functools import cache
 
 from petl_ray import data
 from petl_ray.artifact import Adapter
-from petl_ray.errors import BaseModelError
+from petl_ray.errors import BaseModelError, PlanError
 from petl_ray.models import resolve
 from petl_ray.models.spec import BaseSpec, LockedBase, Precision
 from petl_ray.orchestration.verbs import VERBS
 from petl_ray.plan.locked import LockedPlan, LockedTask
 from petl_ray.plan.spec import Plan, TaskPlan
 from petl_ray.registry.measurable import why_lost, why_unmeasurable
+from petl_ray.tuning import SearchSpec
+from petl_ray.tuning.checking import refuse_nonsense
 
 
 def lock(
@@ -37,11 +39,15 @@ def lock(
         gone = standing is None or why_unmeasurable(standing, task.type, base.pinned, lost)
         return None if gone else standing
 
+    tasks = {key: _lock_task(task, base, measurable(key, task), auto_seeds) for key, task in plan.tasks.items()}
+    for key, task in tasks.items():
+        if task.search is not None:
+            _refuse_nonsense(key, task.search)
     return LockedPlan(
         name=plan.name,
         owner=plan.owner,
         pipeline=plan.pipeline,
-        tasks={key: _lock_task(task, base, measurable(key, task), auto_seeds) for key, task in plan.tasks.items()},
+        tasks=tasks,
         registry=plan.registry,
         serving=plan.serving,
         verbs={verb.name: verb.version for verb in VERBS},
@@ -73,3 +79,11 @@ def _lock_task(task: TaskPlan, base: LockedBase, champion: Adapter | None, auto_
         gate=task.gate,
         champion=champion,
     )
+
+
+def _refuse_nonsense(key: str, search: SearchSpec) -> None:
+    """As tuning does, with the key path of the plan."""
+    try:
+        refuse_nonsense(search)
+    except PlanError as error:
+        raise PlanError(f"tasks.{key}.{error.what}", error.found, error.why, error.do) from error

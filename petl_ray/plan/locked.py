@@ -83,11 +83,11 @@ class LockedPlan(Spec):
     def candidates(self, adapters: Mapping[str, Adapter]) -> dict[str, Adapter]:
         """The adapter that each task puts forward: the tuned one, or the default recipe's where nothing was searched.
 
-        Of several seeds it is the median by validation score (of an even number the lower one): the best would be
+        Of several seeds it is the median by validation score (of an even number the worse one): the best would be
         the luckiest.
         """
         found = {key: self.seeds(key, adapters) for key in self.tasks}
-        return {key: mine[_median(mine)] for key, mine in found.items() if mine}
+        return {key: mine[_median(mine, self.tasks[key].training.mode)] for key, mine in found.items() if mine}
 
     def seeds(self, key: str, adapters: Mapping[str, Adapter]) -> dict[str, Adapter]:
         """The trainings of the recipe that the task puts forward, by `seed_0`, `seed_1`, … as far as they are there."""
@@ -113,7 +113,7 @@ class LockedPlan(Spec):
             if f"{key}/{role}" in adapters and not (role == DEFAULT and task.search is None)
         }
         if len(mine := self.seeds(key, adapters)) > 1:
-            rivals |= {role: other for role, other in mine.items() if role != _median(mine)}
+            rivals |= {role: other for role, other in mine.items() if role != _median(mine, task.training.mode)}
         champion = task.champion
         if champion is not None and champion.digest != candidate.digest:
             rivals[CHAMPION] = _read_here(champion, task)
@@ -158,9 +158,10 @@ def _further_seeds(task: LockedTask) -> list[str]:
     return [f"{SEED}{number}" for number in range(1, task.seeds)]
 
 
-def _median(found: Mapping[str, Adapter]) -> str:
+def _median(found: Mapping[str, Adapter], mode: str) -> str:
     """The role of the median by validation score, of equals the first; in a rehearsal, where no score is known, any."""
     if not all(isinstance(one, Adapter) for one in found.values()):
         return next(iter(found))
-    ordered = sorted(found, key=lambda role: found[role].validation_score or 0.0)
+    sign = 1.0 if mode == "max" else -1.0
+    ordered = sorted(found, key=lambda role: sign * (found[role].validation_score or 0.0))
     return ordered[(len(ordered) - 1) // 2]

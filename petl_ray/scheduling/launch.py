@@ -67,8 +67,10 @@ def precision_at(placement: Placement) -> Precision:
 
 
 def seeds_at(placement: Placement) -> int:
-    """What `seeds: auto` means where `placement` trains: three where they fit into a pack side by side, else one."""
-    return SEEDS if placement.resources(train.name).slots >= SEEDS else 1
+    """What `seeds: auto` means where `placement` trains: three where a pack has the slots for them side by side, else
+    one; one as well where every adapter is trained by several workers."""
+    given = placement.resources(train.name)
+    return SEEDS if given.slots >= SEEDS and given.workers == 1 else 1
 
 
 def launch(

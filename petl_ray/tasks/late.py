@@ -56,4 +56,4 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        return ctx.gradient * gradients[0].to(ctx.gradient.dtype), None, None, None
+        return ctx.gradient * gradients[0], None, None, None

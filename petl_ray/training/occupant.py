@@ -77,8 +77,7 @@ class Occupant:
         self._loss = torch.zeros(())
         bank.fill(slot, spec.method, rows.task.head_size(rows.labels), spec.seed)
         self._head = bank.frozen_head(slot)
-        self.frozen_depth = bank.frozen_depth(slot)
-        self._prefixes = prefixes
+        self.prefix = prefixes.enter(bank.frozen_depth(slot), rows, self)
         self.trained_parameters = bank.flat(slot).values.numel()
         self._in_force = spec.in_force(0, self.steps)
         self._optimizer = SlotOptimizer(bank.flat(slot), self._in_force)
@@ -116,6 +115,11 @@ class Occupant:
         if getattr(self.spec.method, "dropout", 0.0):
             seed = int(sha256_of([self.spec.seed, self.step, self.peers.rank])[:15], 16)
             self._bank.set_rng_state(self.slot, torch.Generator().manual_seed(seed).get_state())
+
+    @property
+    def frozen_depth(self) -> int:
+        """How many layers lie below where passes begin."""
+        return self.prefix.depth if self.prefix is not None else 0
 
     @property
     def late(self) -> bool:
@@ -231,8 +235,8 @@ class Occupant:
         batch = task.collate(rows, self._pad_id, pad_to)
         extra = {name: tensor.to(self._device) for name, tensor in batch.extra.items()}
         ids, mask = batch.input_ids.to(self._device), batch.attention_mask.to(self._device)
-        if self.frozen_depth:
-            states = self._prefixes.states(self.frozen_depth, rows, task, ids.shape[1])
+        if self.prefix is not None:
+            states = self.prefix.states(rows, ids.shape[1])
         return Segment(self.slot, ids, mask, extra, states), batch
 
     @torch.no_grad()

@@ -136,3 +136,19 @@ def test_a_verb_that_means_something_new_makes_another_plan(document: dict[str, 
 def test_a_task_whose_search_failed_is_not_trained(document: dict[str, Any]) -> None:
     dataset: Any = object()
     assert locked(document).trainings({"mail": dataset}, {}) == []
+
+
+@pytest.mark.parametrize(
+    ("search", "said"),
+    [
+        ({"scheduler": "pbt"}, r"tasks\.mail\.search\.space: got method\.rank; pbt explores what may change"),
+        ({"space": {"method.rnak": [1, 2]}}, r"tasks\.mail\.search\.space\.method\.rnak"),
+        ({"algorithm": "grid", "trials": 1}, r"tasks\.mail\.search\.trials: got 1 with a grid of 2"),
+    ],
+)
+def test_a_search_that_makes_no_sense_is_refused_before_anything_is_prepared(
+    document: dict[str, Any], search: dict[str, Any], said: str
+) -> None:
+    document["tasks"]["mail"]["search"].update(search)
+    with pytest.raises(PetlRayError, match=said):
+        locked(document)

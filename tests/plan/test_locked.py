@@ -121,8 +121,9 @@ def test_of_several_seeds_all_are_told_beside_each_other(site: Site) -> None:
     (task,) = summary.tasks
     assert (summary.failures, task.seeds is None) == ({}, False)
     assert task.seeds is not None
-    assert len(task.seeds.scores) == 3
-    assert min(task.seeds.scores) <= task.seeds.mean <= max(task.seeds.scores)
+    assert (list(task.seeds.scores), task.seeds.asked) == ([0, 1, 2], 3)
+    assert min(task.seeds.scores.values()) <= task.seeds.mean <= max(task.seeds.scores.values())
+    assert task.scores["default"].value == task.seeds.scores[task.seeds.chosen]
     assert len([role for role in task.differences if role.startswith("seed_")]) == 2
     again = launch(read_plan(site.path), site.home, HERE)
     assert again.tasks[0].adapter_digest == task.adapter_digest
@@ -170,8 +171,22 @@ def test_each_seed_is_a_training_of_its_own_and_one_seed_changes_no_name(site: S
     assert [asked[key].seed for key in list(asked)[:3]] == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("slots", "seeds"), [(2, 1), (3, 3), (8, 3)])
-def test_auto_means_three_seeds_where_a_pack_has_the_slots(site: Site, slots: int, seeds: int) -> None:
+def test_where_less_is_better_the_median_is_not_the_luckiest_either(site: Site) -> None:
+    site.change(seeds=2, training={"metric": "loss"})
+    adapters = {"mood/default": adapter(0.2, 0), "mood/seed_1": adapter(0.4, 1)}
+    assert site.lock().candidates(adapters)["mood"].digest == adapter(0.4, 1).digest
+
+
+def test_a_seed_that_failed_is_left_out_and_the_others_keep_their_numbers(site: Site) -> None:
+    site.change(seeds=3)
+    locked = site.lock()
+    adapters = {"mood/seed_1": adapter(0.5, 1), "mood/seed_2": adapter(0.6, 2)}
+    assert locked.candidates(adapters)["mood"].digest == adapter(0.5, 1).digest
+    assert [role for role in locked.rivals("mood", adapter(0.5, 1), adapters) if role != "champion"] == ["seed_2"]
+
+
+@pytest.mark.parametrize(("slots", "workers", "seeds"), [(2, 1, 1), (3, 1, 3), (8, 1, 3), (8, 2, 1)])
+def test_auto_means_three_seeds_where_a_pack_has_the_slots(site: Site, slots: int, workers: int, seeds: int) -> None:
     site.change(seeds="auto")
-    placement = Placement(ray="none", cpus=1, verbs={"train": VerbResources(slots=slots)})
+    placement = Placement(ray="none", cpus=1, verbs={"train": VerbResources(slots=slots, workers=workers)})
     assert lock_at(read_plan(site.path), site.home, placement).tasks["mood"].seeds == seeds

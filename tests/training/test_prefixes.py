@@ -77,7 +77,7 @@ def test_what_was_not_kept_is_computed_again_with_the_same_bits(
 ) -> None:
     spec, data = made(kind, method)
     kept = Work(spec, data)
-    monkeypatch.setattr(prefixes, "MOST_BYTES", 2_500)
+    monkeypatch.setattr(prefixes.Prefixes, "make_room", lambda one, size_bytes: size_bytes % 3 == 0)
     again = Work(spec, data)
     assert again.rows > kept.rows
     assert all(torch.equal(again.weights[name], weights) for name, weights in kept.weights.items())
@@ -98,3 +98,31 @@ def test_layers_that_are_computed_again_in_the_backward_pass_are_not_skipped(mad
     bank.fill(0, spec.method, 2, 0)
     assert bank.frozen_depth(0) == 0
     bank.detach()
+
+
+def test_rows_whose_states_would_be_too_many_begin_at_the_beginning(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, data = made("encoder", UPPER)
+    monkeypatch.setattr(prefixes, "MOST_BYTES", 2_500)
+    assert Work(spec, data).depth == 0
+
+
+def test_what_nobody_uses_any_more_makes_room_for_what_is_needed(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, data = made("encoder", HEAD)
+    session = open_session(spec, 2, 1)
+    session.admit("head", spec, data)
+    session.advance({"head": 0.5})
+    tokens = sum(row.length_tokens for row in session.occupant("head").rows.train)
+    monkeypatch.setattr(prefixes, "MOST_BYTES", tokens * 64 * 4 * 3 // 2)  # room for one and a half
+    session.admit("upper", recipe(spec.base, method=UPPER), data)
+    upper, head = session.occupant("upper").prefix, session.occupant("head").prefix
+    assert upper is not None and head is not None
+    session.advance({"upper": 1.0})
+    beside = upper.size_bytes
+    session.drop("head")
+    del head
+    session.drop("upper")
+    session.admit("again", recipe(spec.base, method=UPPER), data)
+    session.advance({"again": 1.0})
+    assert session.occupant("again").prefix is upper
+    assert upper.size_bytes > beside, "the head's states have made way"
+    session.close()
