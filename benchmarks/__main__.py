@@ -1,7 +1,8 @@
 """`python -m benchmarks [--quick] [--again] [NAME …]`: measure, keep rows in results/, print them, write docs/benchmarks.md.
 
 Without a name: all of them, or with --quick those that take five minutes together. The long ones keep what every
-contestant came to as soon as it is known, and go on there when they are started again.
+contestant came to as soon as it is known, and go on there when they are started again on the same day; with --quick
+everything is measured now.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def main() -> None:
     names = asked.names or [name for name, bench in BENCHES.items() if bench.quick or not asked.quick]
     try:
         for name in [] if asked.page else names:
-            for row in BENCHES[name].measure(asked.quick, asked.again):
+            for row in BENCHES[name].measure(asked.quick, asked.again or asked.quick):
                 print(keep(row, name), flush=True)
     finally:
         questions.clean()
@@ -63,7 +64,8 @@ def write_page() -> None:
         "",
         "Written by `make bench` (`make bench QUICK=1`: under five minutes) from the rows in `benchmarks/results/`.",
         "Ratios are of medians of interleaved rounds in one run, correctness checked first; higher is better. `reach`",
-        "must be met, `aim` is hoped for. `interval` is the 95 % interval of ours minus the baseline, paired, in points.",
+        "must be met, `aim` is hoped for. `interval` is the 95 % interval of ours minus the baseline, paired, in points;",
+        "a bound in points is one of its lower end. A figure whose conditions were not kept (see its note) is not ok.",
         "",
         "(a) is Ray Tune with one function trial a process, transformers' Trainer and PEFT; (b) Ray Tune with actors that",
         "are used again and a bare PEFT loop in the precision and with the threads that are fastest on that machine.",
@@ -74,8 +76,8 @@ def write_page() -> None:
         facts = {name: value for name, value in mine[-1]["machine"].items() if value != where}
         lines += ["", f"## {where}", "", ", ".join(f"{name} {value}" for name, value in facts.items()), ""]
         lines += [
-            "| figure | ours | baseline | ratio | reach | aim | ok | interval | spread | n |",
-            "|---|---|---|---|---|---|---|---|---|---|",
+            "| figure | ours | baseline | ratio | reach | aim | ok | interval | spread | n | note |",
+            "|---|---|---|---|---|---|---|---|---|---|---|",
         ]
         lines += [_line(row) for row in mine]
     PAGE.parent.mkdir(exist_ok=True)
@@ -83,13 +85,14 @@ def write_page() -> None:
 
 
 def _line(row: dict[str, object]) -> str:
+    points = " points" if row.get("gauge") == "interval" else ""
     ok = {True: "yes", False: "no", None: ""}[row["ok"]]  # type: ignore[index]
-    bounds = ["" if row[name] is None else f"{row[name]}" for name in ("reach", "aim")]
+    bounds = ["" if row[name] is None else f"{row[name]}{points}" for name in ("reach", "aim")]
     between = row.get("interval")
     ends = f"{between[0]:+} … {between[1]:+}" if isinstance(between, list) else ""
     unit = row["unit"]
     cells = [row["figure"], f"{row['ours']} {unit}", f"{row['baseline']} {unit}", row["ratio"], *bounds, ok, ends]
-    return f"| {' | '.join(str(cell) for cell in [*cells, row['spread'], row['n']])} |"
+    return f"| {' | '.join(str(cell) for cell in [*cells, row['spread'], row['n'], row.get('note', '')])} |"
 
 
 if __name__ == "__main__":

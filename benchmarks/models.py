@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from petl_ray.bank import Bank, Segment
+from petl_ray.bank import Bank, Segment, States
 from petl_ray.methods import LoraSpec
 from petl_ray.models import BaseSpec, load_base, resolve
 
@@ -41,21 +41,26 @@ def loaded(precision: str) -> Any:
     return load_base(resolve(BaseSpec.model_validate({"source": SOURCE, "precision": precision})), "classification")
 
 
-def bank_of(precision: str, slots: int) -> Bank:
-    """A bank with LoRA on all linear maps in every slot."""
+def bank_of(precision: str, slots: int, layers: tuple[int, ...] | None = None) -> Bank:
+    """A bank with LoRA on all linear maps in every slot, or on those of `layers`."""
     bank = Bank(loaded(precision), slots=slots)
     for slot in range(slots):
-        bank.fill(slot, LoraSpec(rank=RANK, alpha=ALPHA, targets="all-linear"), LABELS, slot)
+        bank.fill(slot, LoraSpec(rank=RANK, alpha=ALPHA, targets="all-linear", layers=layers), LABELS, slot)
     return bank
 
 
-def bank_step(bank: Bank, batches: Sequence[Rows], first: int = 0) -> Step:
-    """One step of as many slots as there are batches, from slot `first` on, in one pass."""
+def bank_step(bank: Bank, batches: Sequence[Rows], first: int = 0, *, kept: bool = False) -> Step:
+    """One step of as many slots as there are batches, from slot `first` on, in one pass; where states are `kept`, behind
+    what each slot's frozen layers make of its rows, computed once beforehand."""
     slots = range(first, first + len(batches))
     optimizers = [torch.optim.AdamW(bank.parameters(slot).values(), lr=1e-3, fused=True) for slot in slots]
 
+    segments = [Segment(slot, rows.ids, rows.mask) for slot, rows in zip(slots, batches, strict=True)]
+    if kept:
+        segments = [replace(one, states=_frozen(bank, one)) for one in segments]
+
     def step() -> float:
-        logits = bank.forward([Segment(slot, rows.ids, rows.mask) for slot, rows in zip(slots, batches, strict=True)])
+        logits = bank.forward(segments)
         losses = [F.cross_entropy(mine.float(), rows.labels) for mine, rows in zip(logits, batches, strict=True)]
         torch.autograd.backward(losses)
         for optimizer in optimizers:
@@ -66,13 +71,23 @@ def bank_step(bank: Bank, batches: Sequence[Rows], first: int = 0) -> Step:
     return step
 
 
-def peft_model(like: Bank | None = None) -> tuple[Any, torch.nn.Linear]:
-    """MiniLM with PEFT's LoRA in fp32 and a head; with `like`, slot 0's very numbers."""
+def _frozen(bank: Bank, segment: Segment) -> States:
+    depth = bank.frozen_depth(segment.slot)
+    assert depth, "no layer is frozen below this slot's adapters"
+    return bank.frozen_states(depth, segment.input_ids, segment.attention_mask, segment.extra)
+
+
+def peft_model(
+    like: Bank | None = None, precision: str = "fp32", layers: tuple[int, ...] | None = None
+) -> tuple[Any, torch.nn.Linear]:
+    """MiniLM with PEFT's LoRA and a head, both fp32, over weights of `precision`; with `like`, slot 0's very numbers."""
     from peft import LoraConfig, get_peft_model
 
-    base = loaded("fp32").model
+    base = loaded(precision).model
+    within = [".encoder."] if layers is None else [f".layer.{number}." for number in layers]
     # full names, since `dense` alone would also match the pooler
-    targets = [name for name, one in base.named_modules() if isinstance(one, torch.nn.Linear) and ".encoder." in name]
+    linear = (name for name, one in base.named_modules() if isinstance(one, torch.nn.Linear))
+    targets = [name for name in linear if any(part in name for part in within)]
     model = get_peft_model(base, LoraConfig(r=RANK, lora_alpha=int(ALPHA), target_modules=targets))
     head = torch.nn.Linear(base.config.hidden_size, LABELS)
     if like is not None:
@@ -86,10 +101,18 @@ def peft_model(like: Bank | None = None) -> tuple[Any, torch.nn.Linear]:
     return model, head
 
 
-def peft_step(rows: Rows, autocast: bool, like: Bank | None = None) -> Step:
+def peft_step(
+    rows: Rows,
+    autocast: bool,
+    like: Bank | None = None,
+    precision: str = "fp32",
+    layers: tuple[int, ...] | None = None,
+) -> Step:
     """A bare PEFT loop's step, in fp32 or under autocast to bf16."""
-    model, head = peft_model(like)
+    model, head = peft_model(like, precision, layers)
     parameters = [*(one for one in model.parameters() if one.requires_grad), *head.parameters()]
+    for parameter in parameters:
+        parameter.data = parameter.data.float()
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, fused=True)
 
     def step() -> float:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 from benchmarks.questions import BASE, Question, source
-from petl_ray.artifact import Adapter, Dataset, Trial
+from petl_ray.artifact import Adapter, Dataset
 from petl_ray.data import prepare
 from petl_ray.evaluation import EvalSpec, evaluate
 from petl_ray.models import BaseSpec, resolve
@@ -16,6 +17,7 @@ from petl_ray.orchestration import Home, Placement, Run, start_run
 from petl_ray.spec import with_overrides
 from petl_ray.training import TrainSpec, train
 from petl_ray.tuning import SearchSpec, search
+from petl_ray.tuning.ranking import TABLE, TIMES
 
 
 def sweep(question: Question) -> dict[str, Any]:
@@ -40,7 +42,7 @@ def sweep(question: Question) -> dict[str, Any]:
         began = time.perf_counter()
         best = run.make(search.using(train=train), spec, dataset)
         sweep_s = time.perf_counter() - began
-        facts = {"sweep_s": round(sweep_s, 3), "trials": _trials(run, best, _horizon(recipe, dataset))}
+        facts = {"sweep_s": round(sweep_s, 3), "trials": trials_in(run.fetch(best))}
         if question.tested:
             adapter = run.make(train, with_overrides(recipe, best.overrides), dataset)
             facts["test"] = _test_score(run, adapter, dataset)
@@ -81,20 +83,23 @@ def _run(home: str, question: Question) -> Any:
     return start_run(Home.at(home), pipeline="bench", locked={"question": question.digest}, placement=where)
 
 
-def _trials(run: Run, best: Trial, horizon: int) -> list[dict[str, Any]]:
-    lines = (run.fetch(best) / "trials.jsonl").read_text(encoding="utf-8").splitlines()
+def trials_in(folder: Path) -> list[dict[str, Any]]:
+    """Every trial of a search whose files lie in `folder`, with the score and the share of the horizon where it stood
+    last. `steps` are those that its slot counted, 0 where no rung was reached: no formula takes part in them."""
+    counted: dict[int, int] = {}
+    for timing in _lines(folder / TIMES):
+        counted[timing["number"]] = max(counted.get(timing["number"], 0), int(timing.get("steps", 0)))
     found = []
-    for row in map(json.loads, lines):
+    for row in _lines(folder / TABLE):
         shares = {float(share): float(score) for share, score in row["scores"].items()}
         last = max(shares, default=0.0)
-        steps = max(1, round(last * horizon)) if shares else 0
         known = {"number": row["number"], "overrides": row["overrides"], "state": row["state"]}
-        found.append({**known, "score": shares.get(last, 0.0), "share": last, "steps": steps})
+        found.append({**known, "score": shares.get(last, 0.0), "share": last, "steps": counted.get(row["number"], 0)})
     return found
 
 
-def _horizon(recipe: TrainSpec, dataset: Dataset) -> int:
-    return int(recipe.epochs * -(-dataset.rows["train"] // recipe.rows_per_step))
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _test_score(run: Run, adapter: Adapter, dataset: Dataset) -> float:

@@ -20,7 +20,7 @@ from benchmarks.questions import GRIDS, RECIPE, Question
 from benchmarks.rows import Row, spread
 from benchmarks.search import CORES, best_precision, tasks_of_long_rows
 from benchmarks.sweep import measured
-from benchmarks.units import Unit, Units
+from benchmarks.units import Unit, Units, sources
 from petl_ray.models import BaseSpec, resolve
 from petl_ray.training import TrainSpec
 from petl_ray.training.session import Session
@@ -32,15 +32,15 @@ SIDE_BY_SIDE = 16  # trials of a sweep of ours that are trained at the same time
 
 
 def measure(quick: bool, again: bool) -> Iterator[Row]:
-    """Rows: peak memory of a pack a trial against a process a trial; the same over the process trees of two sweeps; the
-    idle time of a slot against its limit."""
-    alone = _peak_mb("train_alone()")
+    """Rows: peak memory of a pack a trial against a process a trial, both in one precision; the same over the process
+    trees of two sweeps, unless it must be quick; the idle time of a slot against its limit."""
     for slots, precision in ((8, "fp32"), (32, best_precision())):
+        alone = _peak_mb(f"train_alone({precision!r})")
         each = _peak_mb(f"train_together({slots}, {precision!r})") / slots
-        kind = f"{slots}{'' if precision == 'fp32' else f', {precision}'}"
-        figure = f"memory a trial: a pack of {kind} against a PEFT process (peak resident)"
+        figure = f"memory a trial: a pack of {slots} against a PEFT process, both {precision} (peak resident)"
         yield Row(figure, "MB", round(each, 1), round(alone, 1), round(alone / each, 2), 0.0, 1, 5.0, 15.0)
-    yield _tree(Units("packs", again), quick)
+    if not quick:
+        yield _tree(Units("packs", again))
     gaps = _gaps(12 if quick else 40)
     middle = sorted(gaps)[len(gaps) // 2]
     figure = "idle time of a slot between two occupants, against 50 ms"
@@ -48,10 +48,10 @@ def measure(quick: bool, again: bool) -> Iterator[Row]:
     yield Row(figure, "ms", round(middle, 2), IDLE_LIMIT_MS, ratio, spread(gaps), len(gaps), 1.0, 5.0)
 
 
-def _tree(units: Units, quick: bool) -> Row:
+def _tree(units: Units) -> Row:
     """Proportional memory of everything that a sweep started, Ray included, over the trials that train side by side:
     as many as there are cores under (a), 16 in two packs of ours."""
-    task, recipe = tasks_of_long_rows()[0], {**RECIPE, "epochs": 1 if quick else 2}
+    task, recipe = tasks_of_long_rows()[0], {**RECIPE, "epochs": 2}
     asked = Question(task, GRIDS[16], recipe, cores=CORES)
     few = Question(task, {"learning_rate": [3e-4, 1e-3, 3e-3, 1e-2][: 2 * CORES]}, recipe, cores=CORES)
     found = {}
@@ -59,7 +59,7 @@ def _tree(units: Units, quick: bool) -> Row:
         ("trainer", "trainer", few, CORES),
         ("ours", "ours", Question(**{**vars(asked), "slots": SIDE_BY_SIDE // CORES}), SIDE_BY_SIDE),
     ):
-        unit = Unit("tree", task, 0, name, 0, question.digest)
+        unit = Unit("tree", task, 0, name, 0, question.digest, sources() if who == "ours" else "")
         facts = units.facts(unit, partial(measured, who, question, memory=True))
         found[name] = facts["pss_mb"] / trials
     figure = f"memory a trial: all processes of a sweep (PSS), {SIDE_BY_SIDE} trials in {CORES} packs against (a)"

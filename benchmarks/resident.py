@@ -11,9 +11,9 @@ from benchmarks.models import Rows, bank_of, bank_step, peft_step
 STEPS = 8
 
 
-def train_alone() -> None:
-    """A bare PEFT loop; prints its peak memory."""
-    step = peft_step(Rows.of(8, 32), False)
+def train_alone(precision: str) -> None:
+    """A bare PEFT loop over weights of that precision, under autocast where they are no fp32; prints its peak memory."""
+    step = peft_step(Rows.of(8, 32), precision != "fp32", precision=precision)
     for _ in range(STEPS):
         step()
     _print_peak()

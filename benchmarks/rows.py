@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.machine import describe, place
 
@@ -18,9 +18,14 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Row:
-    """`ratio` is always higher-is-better: times as fast, times less memory, or limit / ours. `spread` is the distance of
+    """`figure` names the question and never what came of it, so that a later row takes the place of an earlier one; what
+    else was found stands in `note`.
+
+    `ratio` is always higher-is-better: times as fast, times less memory, or limit / ours. `spread` is the distance of
     the quartiles of ours over its median. `reach` must be met, `aim` is hoped for; None where the figure only informs.
-    `interval` is the 95 % interval of ours minus the baseline, paired, where the figure is about quality.
+    `interval` is the 95 % interval of ours minus the baseline, paired, in points, where the figure is about quality;
+    `gauge` says what reach and aim are compared with, the ratio or that interval's lower end. Where a condition of the
+    comparison was broken (a budget, a score to be reached: `held` is False) the figure is never well.
     """
 
     figure: str
@@ -33,11 +38,20 @@ class Row:
     reach: float | None = None
     aim: float | None = None
     interval: tuple[float, float] | None = None
+    gauge: Literal["ratio", "interval"] = "ratio"
+    held: bool = True
+    note: str = ""
 
     @property
     def ok(self) -> bool | None:
-        """Whether the reach is met."""
-        return None if self.reach is None else self.ratio >= self.reach
+        """Whether the reach is met; without an interval nothing is shown by it."""
+        if not self.held:
+            return False
+        if self.reach is None:
+            return None
+        if self.gauge == "ratio":
+            return self.ratio >= self.reach
+        return self.interval is not None and self.interval[0] >= self.reach
 
 
 def timed(contestants: Mapping[str, Callable[[], Any]], rounds: int, warm: int = 2) -> dict[str, list[float]]:
@@ -55,7 +69,12 @@ def timed(contestants: Mapping[str, Callable[[], Any]], rounds: int, warm: int =
 
 
 def faster(
-    figure: str, ours: Sequence[float], baseline: Sequence[float], reach: float | None = None, aim: float | None = None
+    figure: str,
+    ours: Sequence[float],
+    baseline: Sequence[float],
+    reach: float | None = None,
+    aim: float | None = None,
+    note: str = "",
 ) -> Row:
     """The row of two series of seconds for equal work; milliseconds in the row."""
     mine, theirs = statistics.median(ours), statistics.median(baseline)
@@ -69,6 +88,7 @@ def faster(
         len(ours),
         reach,
         aim,
+        note=note,
     )
 
 
@@ -81,9 +101,20 @@ def spread(values: Sequence[float]) -> float:
 
 
 def paired(
-    figure: str, ours: Sequence[float], baseline: Sequence[float], reach: float | None = None, aim: float | None = None
+    figure: str,
+    ours: Sequence[float],
+    baseline: Sequence[float],
+    reach: float | None = None,
+    aim: float | None = None,
+    *,
+    held: bool = True,
+    note: str = "",
 ) -> Row:
-    """The row of two series of scores (0…1) of the same questions; percent in the row, the interval in points."""
+    """The row of two series of scores (0…1) of the same questions; percent in the row, the interval in points.
+
+    `reach` and `aim` are points that the interval's lower end must not be below: -1.0 asks that ours be shown not to be
+    worse by more than one, 0.0 that it be shown to be no worse at all.
+    """
     mine, theirs = statistics.fmean(ours), statistics.fmean(baseline)
     gaps = [100 * (one - other) for one, other in zip(ours, baseline, strict=True)]
     ratio = round(mine / theirs, 4)
@@ -98,6 +129,9 @@ def paired(
         reach,
         aim,
         interval(gaps),
+        "interval",
+        held,
+        note,
     )
 
 
@@ -131,11 +165,12 @@ def append(name: str, line: str) -> None:
 
 
 def kept() -> list[dict[str, Any]]:
-    """The newest row of every figure on every machine, in the order of files. Lines that hold a unit are no rows."""
+    """The newest row of every figure on every machine, in the order of files. Lines that hold a unit are no rows; one
+    with `retired` says why a figure is no longer measured there, and none is shown."""
     newest: dict[tuple[str, str], dict[str, Any]] = {}
     for path in sorted(RESULTS.glob("*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             if "figure" in row:
                 newest[row["figure"], place(row["machine"])] = row
-    return list(newest.values())
+    return [row for row in newest.values() if "retired" not in row]

@@ -42,6 +42,10 @@ class Resources:
         """
         return sum(self._on(machine) for machine in machines)
 
+    def beside(self, machines: Iterable[Mapping[str, float]]) -> int:
+        """The most of the packs that share one of `machines`."""
+        return max(1, min(self.packs, max((self._on(machine) for machine in machines), default=1)))
+
     def _on(self, machine: Mapping[str, float]) -> int:
         by_cores = int(machine.get("CPU", 0.0) / max(1, self.cpus))
         if not self.gpus:
@@ -245,14 +249,18 @@ class SlotSession(Protocol):
 
     def footprint(self, spec: Spec, labels: int) -> dict[str, Any]:
         """What a pack is planned with, here: names of `base` and `device`; `base_bytes`; for `spec` the `slot_bytes` of
-        each slot and the `pass_bytes` that all together need once; `machine_bytes`, the memory there is; `shared`,
-        whether slots share passes of the base.
+        each slot (of them `state_bytes` beside activations), the `pass_bytes` that all together need once and the
+        `row_bytes` of one row's activations; `machine_bytes`, the memory there is, and `free_bytes`, what of it this
+        process may take, with its base (None: all); `shared`, whether slots share passes of the base.
         """
 
     def memory(self) -> dict[str, Any]:
-        """What slots took here at their peak: `base`, `device`, `slots`, `estimated_bytes`, `measured_bytes`; empty
-        while there was none.
+        """What slots took here at their peak: `base`, `device`, `slots`, `estimated_bytes` for the passes that were made,
+        of them `state_bytes` beside activations, `measured_bytes`; empty while there was none.
         """
+
+    def close(self) -> None:
+        """Give up all slots; the session is of no use afterwards."""
 
 
 class TrainsSlots(Protocol):

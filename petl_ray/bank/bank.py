@@ -32,8 +32,9 @@ class Bank:
 
     The base's own dropout stays off; adapters drop out by their own generators while gradients are enabled. With
     `gradient_checkpointing` the layers' activations are computed again in the backward pass instead of being kept.
-    `grouped` computes slots of a kind in one product, which agrees with the span-by-span form to rounding; None chooses
-    it everywhere but on a CPU, where span by span gives the same bits in any company.
+    `grouped` computes slots of a kind in one product, which agrees with the span-by-span form to rounding, and has draws
+    of its own where adapters drop out (see `chance`); None chooses it everywhere but on a CPU, where span by span gives
+    the same bits in any company.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from petl_ray.bank.slot import DOWN, UP, LivePart
-from petl_ray.models.products import linear
+from petl_ray.models.products import Matrix, linear
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Cut:
     mask: Tensor | None
 
 
-def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, cuts: Sequence[Cut]) -> Tensor:
+def lora_linear(x: Tensor, matrix: Matrix, bias: Tensor | None, cuts: Sequence[Cut]) -> Tensor:
     """y = x Wᵀ + b, and in the rows of each cut + scale · (dropped x) Aᵀ Bᵀ (Hu et al. 2021), for x [tokens, in].
 
-    `weight` and `bias` are frozen. Parameters are fp32 and computed with in x's type; gradients are added to theirs in
+    W and `bias` are frozen. Parameters are fp32 and computed with in x's type; gradients are added to theirs in
     fp32. `cuts` must not be empty.
     """
-    result: Tensor = _LoraLinear.apply(x, cuts[0].live.values[DOWN], weight, bias, cuts)  # type: ignore[no-untyped-call]
+    result: Tensor = _LoraLinear.apply(x, cuts[0].live.values[DOWN], matrix, bias, cuts)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -44,9 +44,9 @@ class _LoraLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, anchor: Tensor, weight: Tensor, bias: Tensor | None, cuts: Sequence[Cut]
+        ctx: Any, x: Tensor, anchor: Tensor, matrix: Matrix, bias: Tensor | None, cuts: Sequence[Cut]
     ) -> Tensor:
-        y = linear(x, weight, bias)
+        y = linear(x, matrix(), bias)
         kept: list[Tensor] = [x]
         for cut in cuts:
             mine = x[cut.start : cut.stop]
@@ -57,7 +57,7 @@ class _LoraLinear(torch.autograd.Function):
             y[cut.start : cut.stop].addmm_(low, cut.live.working[UP].t(), alpha=cut.live.plan.scale)
             kept.append(low)
         ctx.save_for_backward(*kept)
-        ctx.weight, ctx.cuts = weight, cuts
+        ctx.matrix, ctx.cuts = matrix, cuts
         return y
 
     @staticmethod
@@ -65,7 +65,7 @@ class _LoraLinear(torch.autograd.Function):
         (gradient,) = gradients
         x, *kept = ctx.saved_tensors
         kept = list(reversed(kept))
-        onward = linear(gradient, ctx.weight.t()) if ctx.needs_input_grad[0] else None
+        onward = linear(gradient, ctx.matrix().t()) if ctx.needs_input_grad[0] else None
         for cut in ctx.cuts:
             rows = slice(cut.start, cut.stop)
             mask: Tensor | None = None

@@ -3,7 +3,7 @@
 Where neighbouring spans do the same at a site with equally many rows, they are one run: their parameters are stacked,
 their rows cut into [spans, rows, width], and one batched product serves them all, forwards and backwards. Every entry of
 such a product is one slot's alone, so what is not finite in one stays there. Sums may be taken in another order than
-span by span: outcomes agree to rounding, not bit for bit.
+span by span: outcomes agree to rounding, not bit for bit. Dropout is a hash of each slot's own seed (see `chance`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from petl_ray.bank import chance
 from petl_ray.bank.packing import Form, Pack
 from petl_ray.bank.slot import DOWN, UP
 from petl_ray.bank.training import ACTIVATIONS, Span, join
 from petl_ray.bank.wiring import Wired
-from petl_ray.models.products import linear
+from petl_ray.models.products import Matrix, linear
 
 PLAIN = frozenset({DOWN, UP})  # the roles of a LoRA and nothing else
 
@@ -50,9 +51,11 @@ class GroupedLayout:
 
     def __init__(self, spans: Sequence[Span], length: int, pack: Pack, dtype: torch.dtype) -> None:
         self.spans, self.length, self.rows, self.pack = spans, length, spans[-1].stop, pack
+        self._counts = [span.stop - span.start for span in spans]
         self._blocks = pack.blocks(dtype)
         self._runs: dict[int, list[Run]] = {}
-        self._chance: torch.Generator | None = None
+        self._keys: dict[int, Tensor] = {}
+        self._limits: dict[tuple[float, ...], tuple[Tensor, Tensor]] = {}
 
     def linear(self, wired: Wired, x: Tensor) -> Tensor:
         """W x for all rows at once, then each run's own addition."""
@@ -183,35 +186,33 @@ class GroupedLayout:
         ]
         own = [mask for _, mask in chosen]
         # a base that cannot be seen through (4-bit) makes its product for all rows itself, and takes its own gradient
-        y = wired.base(flat.view(shape)).reshape(flat.shape[0], -1) if wired.weight is None else None
-        result: Tensor = _GroupedLora.apply(flat, y, wired.weight, wired.base_bias, cuts, own, *blocks)  # type: ignore[no-untyped-call]
+        y = wired.base(flat.view(shape)).reshape(flat.shape[0], -1) if wired.matrix is None else None
+        result: Tensor = _GroupedLora.apply(flat, y, wired.matrix, wired.base_bias, cuts, own, *blocks)  # type: ignore[no-untyped-call]
         return result
 
     def _mask(self, wired: Wired, run: Run, x: Tensor) -> Tensor | None:
-        """Dropout of a run's slots [spans, rows, in]: each slot's own draws, as `TrainingLayout` makes them."""
+        """Dropout of a run's slots [spans, rows, in]. A slot's draws follow from its own seed, its rows and the site."""
         if not run.drops or DOWN not in _roles(run):
             return None
-        spans = self.spans[run.first : run.last]
-        drops = [span.slot.parts[wired.site.name].plan.dropout if span.seed is not None else 0.0 for span in spans]
-        if not any(drops):
+        keep = self._keep(wired)
+        if min(keep[run.first : run.last]) == 1.0:
             return None
-        rows = spans[0].stop - spans[0].start
-        each = x.numel() // x.shape[-1] // self.rows
-        padded = x.dim() == 3 and x.shape[1] == self.length
-        chance = torch.ones(run.count, rows, each, x.shape[-1], device=x.device)
-        if self._chance is None:
-            self._chance = torch.Generator(device=x.device)
-        for place, (span, drop) in enumerate(zip(spans, drops, strict=True)):
-            if not drop:
-                chance[place].zero_()
-                continue
-            assert span.seed is not None
-            self._chance.manual_seed((span.seed + 0x9E3779B97F4A7C15 * wired.index) % 2**63)
-            length = span.length if padded else each
-            drawn = torch.rand(rows, length, x.shape[-1], generator=self._chance, device=x.device)
-            chance[place, :, :length] = drawn
-        keep = torch.tensor([1.0 - drop for drop in drops], device=x.device).view(-1, 1, 1)
-        return chance.flatten(1, 2).lt(keep).div(keep).to(x.dtype)
+        if keep not in self._limits:
+            self._limits[keep] = chance.limits(keep, self._counts, x.dtype, x.device)
+        highest, by = (tensor[run.start : run.stop] for tensor in self._limits[keep])
+        columns = self.pack.columns.keys(wired.index, x.shape[-1])
+        keys = self._keys_of(x.numel() // x.shape[-1] // self.rows, x.device)[run.start : run.stop]
+        return chance.mask(keys, columns, highest, by).view(run.count, -1, x.shape[-1])
+
+    def _keep(self, wired: Wired) -> tuple[float, ...]:
+        """For each span how probably a feature of its input is kept."""
+        lives = [span.slot.parts.get(wired.site.name) if span.seed is not None else None for span in self.spans]
+        return tuple(1.0 - live.plan.dropout if live else 1.0 for live in lives)
+
+    def _keys_of(self, each: int, device: torch.device) -> Tensor:
+        if each not in self._keys:
+            self._keys[each] = chance.row_keys([span.seed or 0 for span in self.spans], self._counts, each, device)
+        return self._keys[each]
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,7 @@ class _Cut:
 class _GroupedLora(torch.autograd.Function):
     """y = x Wᵀ + b, and in the rows of each cut + (dropped x) Aᵀ Bᵀ per slot, for x [tokens, in]; B is scaled already.
 
-    `y` is the frozen map's answer where its weight cannot be used here, else None. A [slots, rank, in], B [slots, out, rank].
+    `y` is the frozen map's answer where its matrix cannot be used here, else None. A [slots, rank, in], B [slots, out, rank].
     """
 
     @staticmethod
@@ -236,15 +237,15 @@ class _GroupedLora(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         y: Tensor | None,
-        weight: Tensor | None,
+        matrix: Matrix | None,
         bias: Tensor | None,
         cuts: Sequence[_Cut],
         masks: Sequence[Tensor | None],
         *blocks: Tensor,
     ) -> Tensor:
         if y is None:
-            assert weight is not None
-            y = linear(x, weight, bias)
+            assert matrix is not None
+            y = linear(x, matrix(), bias)
         else:
             y = y.clone()
         lows = []
@@ -252,7 +253,7 @@ class _GroupedLora(torch.autograd.Function):
             mine, down, up = _of(cut, x, blocks)
             lows.append(torch.bmm(mine if mask is None else mine * mask, down.transpose(1, 2)))
             y[cut.start : cut.stop].view(len(mine), -1, y.shape[1]).baddbmm_(lows[-1], up.transpose(1, 2))
-        ctx.weight, ctx.cuts, ctx.dropped = weight, cuts, [mask is not None for mask in masks]
+        ctx.matrix, ctx.cuts, ctx.dropped = matrix, cuts, [mask is not None for mask in masks]
         ctx.save_for_backward(x, *blocks, *lows, *(mask for mask in masks if mask is not None))
         ctx.set_materialize_grads(False)
         return y
@@ -265,7 +266,7 @@ class _GroupedLora(torch.autograd.Function):
         lows, masks = kept[: len(cuts)], iter(kept[len(cuts) :])
         onward: Tensor | None = None
         if ctx.needs_input_grad[0]:
-            onward = torch.zeros_like(x) if ctx.weight is None else linear(gradient, ctx.weight.t())
+            onward = torch.zeros_like(x) if ctx.matrix is None else linear(gradient, ctx.matrix().t())
         sums: list[Tensor | None] = [None] * len(blocks)
         for cut, low, dropped in zip(cuts, lows, ctx.dropped, strict=True):
             mine, down, up = _of(cut, x, blocks)

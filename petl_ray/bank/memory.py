@@ -10,7 +10,7 @@ import ctypes
 import statistics
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,9 @@ STATE_BYTES = 4 * 4  # fp32: parameter, gradient and AdamW's two moments
 MOST_SLOTS = {"cpu": 8, "cuda": 64}  # more side by side gain nothing: CPUs leave their caches, GPUs are full
 PASS_TOKENS = {"fp32": 512, "other": 1024}  # padded tokens of a pass that slots share on a CPU, by precision
 USABLE = 0.9  # of the memory there is: allocators lose some, and so do the libraries' own buffers
+_BENDS = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # what a configuration calls a bent head
 RATIOS = (0.25, 4.0)  # a measurement beyond these says more about the day than about the base
+LATE_COPIES = 3  # of a chunk of late logits: as the head gives them, as shares in fp32, as the gradient handed back
 NF4_BYTES = 0.516  # of a 4-bit weight with its doubly quantised scales: 1/2 + 1/64 and a little
 
 
@@ -35,8 +37,14 @@ def memory_estimate(loaded: LoadedBase, method: Any, labels: int, tokens: int) -
     return count_parameters(loaded.model, method, labels) * STATE_BYTES + activation_estimate(loaded, tokens)
 
 
-def activation_estimate(loaded: LoadedBase, tokens: int) -> int:
+def activation_estimate(
+    loaded: LoadedBase, tokens: int, checkpointed: bool = False, late_bytes: int | None = None, frozen_depth: int = 0
+) -> int:
     """Bytes that autograd keeps of one pass over `tokens` tokens.
+
+    With `checkpointed` layers that is one hidden vector a layer and token, and one layer's activations while it is
+    computed again. Logits that are made late come in chunks of `late_bytes` in fp32. Of the lowest `frozen_depth` layers
+    nothing is kept.
 
     Kept per token and layer are about ten vectors of the hidden width, four of the feed-forward width and one row of
     attention scores per head (rows of 128 tokens), in the base's type; a language model adds its logits and their
@@ -47,32 +55,85 @@ def activation_estimate(loaded: LoadedBase, tokens: int) -> int:
     config = loaded.model.config
     hidden = int(config.hidden_size)
     wide = int(getattr(config, "intermediate_size", None) or 4 * hidden)
-    layers, heads = int(config.num_hidden_layers), int(config.num_attention_heads)
-    width = loaded.compute_dtype.itemsize
-    activations = tokens * layers * width * (10 * hidden + 4 * wide + heads * 128)
-    logits = tokens * int(config.vocab_size) * 8 if loaded.task_type == "causal_lm" else 0
-    return activations + logits
+    layers, heads = max(0, int(config.num_hidden_layers) - frozen_depth), int(config.num_attention_heads)
+    width, layer = loaded.compute_dtype.itemsize, 10 * hidden + 4 * wide + heads * 128
+    kept = tokens * width * (layers * hidden + layer if checkpointed else layers * layer)
+    if loaded.task_type != "causal_lm":
+        return kept
+    logits = tokens * int(config.vocab_size) * 4
+    return kept + (2 * logits if late_bytes is None else LATE_COPIES * min(logits, late_bytes))
+
+
+def makes_logits_late(loaded: LoadedBase, method: Any) -> bool:
+    """Whether a language model's logits can be made where they are scored: its head is frozen under `method`, and its
+    configuration names nothing that the model does to them (see `vocabulary.frozen_head`, which tries it out)."""
+    from torch import nn
+
+    from petl_ray.methods.sites import anatomy
+    from petl_ray.methods.table import all_parts
+
+    if loaded.task_type != "causal_lm":
+        return False
+    head = loaded.model.get_output_embeddings()
+    bent = (getattr(loaded.model.config, name, None) for name in _BENDS)
+    adapted = {part.site.name for part in all_parts(method, anatomy(loaded.model), 0)}
+    mine = {name for name, module in loaded.model.named_modules() if module is head}
+    return type(head) is nn.Linear and all(one in (None, 1) for one in bent) and not adapted & mine
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How a question takes its steps: `tokens` padded tokens in one pass at the most, `row_tokens` in one row."""
+
+    tokens: int
+    row_tokens: int
+    checkpointed: bool = False
+    late_bytes: int | None = None
+
+    def activations(self, loaded: LoadedBase, tokens: int) -> int:
+        """Bytes kept of a pass over `tokens` tokens."""
+        return activation_estimate(loaded, tokens, self.checkpointed, self.late_bytes)
 
 
 @dataclass(frozen=True)
 class Takes:
-    """Bytes that training takes beside a base: `slot_bytes` for each slot, `pass_bytes` once for all of them."""
+    """Bytes that training takes beside a base: `slot_bytes` for each slot, `pass_bytes` once for all of them.
 
-    slot_bytes: int
-    pass_bytes: int
+    Of a slot `state_bytes` are known exactly; all else are activations, estimated: `row_bytes` those of a single row.
+    """
+
+    slot_bytes: float
+    pass_bytes: float
+    state_bytes: float
+    row_bytes: float
+
+    @classmethod
+    def told(cls, figures: Mapping[str, Any]) -> Takes:
+        """What a footprint says (see `SlotSession.footprint`)."""
+        return cls(*(figures[name] for name in ("slot_bytes", "pass_bytes", "state_bytes", "row_bytes")))
+
+    @property
+    def least_bytes(self) -> float:
+        """Of one slot whose passes were halved until a single row was left."""
+        return self.state_bytes + self.row_bytes
+
+    def calibrated(self, calibration: Calibration) -> Takes:
+        """With activations as large as they were measured to be."""
+        ratio, activations = calibration.ratio, self.slot_bytes - self.state_bytes
+        return replace(self, slot_bytes=self.state_bytes + activations * ratio, pass_bytes=self.pass_bytes * ratio)
 
 
-def takes(loaded: LoadedBase, device: str, parameters: int, tokens: int, shared: bool = True) -> Takes:
-    """What slots of `parameters` trained parameters take whose steps have `tokens` padded tokens.
+def takes(loaded: LoadedBase, device: str, parameters: int, steps: Steps, shared: bool = True) -> Takes:
+    """What slots of `parameters` trained parameters take that step as `steps` says.
 
     On a GPU all slots lie in one pass, and each brings activations of its own. On a CPU passes follow one another, each
     of as many tokens as one slot has, or as a shared pass is bounded to (PASS_TOKENS): their activations come once.
     """
-    state = parameters * STATE_BYTES
+    state, row = parameters * STATE_BYTES, steps.activations(loaded, steps.row_tokens)
     if device != "cpu":
-        return Takes(state + activation_estimate(loaded, tokens), 0)
+        return Takes(state + steps.activations(loaded, steps.tokens), 0, state, row)
     bound = PASS_TOKENS["fp32" if loaded.base.precision == "fp32" else "other"] if shared else 0
-    return Takes(state, activation_estimate(loaded, max(tokens, bound)))
+    return Takes(state, steps.activations(loaded, max(steps.tokens, bound)), state, row)
 
 
 def base_estimate(loaded: LoadedBase) -> int:
@@ -103,24 +164,39 @@ class SlotPlan:
 
 
 def plan_slots(
-    base_bytes: float, slot_bytes: float, machine_bytes: float, most: int, pass_bytes: float = 0.0
+    base_bytes: float,
+    slot_bytes: float,
+    machine_bytes: float,
+    most: int,
+    pass_bytes: float = 0.0,
+    least_bytes: float | None = None,
+    lanes: int = 0,
+    lane_bytes: float = 0.0,
 ) -> SlotPlan:
     """How many slots of `slot_bytes`, `most` at the most, one process holds beside its base in `machine_bytes`.
 
-    `pass_bytes` are for the activations of passes that follow one another.
+    `pass_bytes` are for the activations of passes that follow one another. Every slot, and one order that waits, has a
+    lane of `lane_bytes`, `lanes` at the most.
 
-    A tenth of the memory is left alone. Raises CapacityError where there is no room for one slot.
+    A tenth of the memory is left alone. Where one slot has no room, but `least_bytes` have, which it takes with a single
+    row a pass, one slot is planned: passes are halved as memory runs out. Raises CapacityError where they have none.
     """
-    left = machine_bytes * USABLE - base_bytes - pass_bytes
-    fit = int(left // max(1.0, slot_bytes))
+    room = machine_bytes * USABLE - base_bytes
+    left, each = room - pass_bytes, max(1.0, slot_bytes)
+    fit = next(
+        (n for n in range(most + 1, 0, -1) if n * each + min(n + 1, lanes) * lane_bytes <= left), int(each <= left)
+    )
     slot, base, machine = (told_bytes(count) for count in (slot_bytes, base_bytes, machine_bytes))
     base += f" and passes of {told_bytes(pass_bytes)}" if pass_bytes else ""
     if fit < 1:
+        found = f"one slot of {slot} beside a base of {base} does not fit into {machine}"
+        if least_bytes is not None and least_bytes <= room:
+            return SlotPlan(1, f"{found}; it trains alone, in smaller passes where memory runs out")
         raise CapacityError(
             "memory",
-            f"one slot of {slot} beside a base of {base} does not fit into {machine}",
+            found + (f", nor do {told_bytes(least_bytes)} for one row at a time" if least_bytes is not None else ""),
             "one process of this placement may take no more, and a tenth stays free",
-            "Lower batch_size, max_length or packs, quantize the base, or choose a bigger machine",
+            "Lower max_length or packs, quantize the base, or choose a bigger machine",
         )
     if min(fit, most) == 1:
         full = fit == 1
@@ -141,36 +217,39 @@ def told_bytes(count: float) -> str:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a process computes: `device` (cpu or cuda) and the bytes there, free ones of a host, all of a GPU."""
+    """Where a process computes: `device` (cpu or cuda), all bytes there, and of a host those free for one process."""
 
     device: str
-    bytes: int
+    bytes: float
+    free_bytes: float | None = None
 
     def share(self, gpus: float, beside: int) -> float:
-        """The bytes that one of `beside` processes, each given `gpus`, may take.
+        """The bytes that one of `beside` processes, each given `gpus`, may take: of a host no more than are free now,
+        since the others have taken theirs already or are yet to come.
 
         Parts of a GPU share one whole GPU, as many as go into it; a process given whole ones computes on one of them.
         """
         if self.device == "cpu" or not gpus:
-            return self.bytes / max(1, beside)
+            share = self.bytes / max(1, beside)
+            return share if self.free_bytes is None else min(share, self.free_bytes)
         return self.bytes / max(1, int(1 / gpus + 1e-9))
 
 
 def machine_here() -> Machine:
     """The memory where this process would compute."""
-    from petl_ray.models.device import choose_device, memory_free_bytes
+    from petl_ray.models.device import choose_device, memory_free_bytes, memory_total_bytes
 
     device = choose_device()
     if device.type == "cuda":
         import torch
 
         return Machine("cuda", int(torch.cuda.mem_get_info(device)[1]))
-    return Machine("cpu", memory_free_bytes(device))
+    return Machine("cpu", memory_total_bytes(), memory_free_bytes(device))
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What earlier runs over a base teach: by how much estimates of its slots are to be multiplied."""
+    """What earlier runs over a base teach: by how much its activations are to be multiplied."""
 
     ratio: float = 1.0
     runs: int = 0
@@ -184,15 +263,19 @@ class Calibration:
 
 
 def calibrate(measured: Iterable[Mapping[str, Any]], base: str, device: str) -> Calibration:
-    """The median of measured over estimated bytes, within RATIOS, of the measurements over `base` on such a device.
+    """The median of measured over estimated activations, within RATIOS, of measurements over `base` on such a device.
 
-    A measurement is what `SlotSession.memory` told; `run` says whose it is.
+    A measurement is what `SlotSession.memory` told; `run` says whose it is. What is beyond the state of its slots are
+    activations, estimated from the passes that were made: so it holds for questions of another shape too.
     """
     alike = [one for one in measured if one.get("base") == base and one.get("device") == device]
-    mine = [one for one in alike if one.get("estimated_bytes", 0) > 0]
+    mine = [one for one in alike if one.get("estimated_bytes", 0) > one.get("state_bytes", float("inf"))]
     if not mine:
         return Calibration()
-    ratios, (low, high) = [one["measured_bytes"] / one["estimated_bytes"] for one in mine], RATIOS
+    low, high = RATIOS
+    ratios = [
+        (one["measured_bytes"] - one["state_bytes"]) / (one["estimated_bytes"] - one["state_bytes"]) for one in mine
+    ]
     runs = len({one.get("run") for one in mine})
     return Calibration(min(high, max(low, statistics.median(ratios))), runs)
 

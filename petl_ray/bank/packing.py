@@ -10,13 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from petl_ray.bank.chance import Columns, onto
 from petl_ray.bank.slot import DOWN, UP, Group, Slot
+from petl_ray.bank.strips import Strip, strips
 
 RANK_AT = {  # which dimension of a role is the rank or the bottleneck's width
     DOWN: 0,
@@ -27,7 +30,7 @@ RANK_AT = {  # which dimension of a role is the rank or the bottleneck's width
 }
 WHOLE = ("weight", "bias")  # roles of replaced modules: computed with in fp32
 LEAST_RANK = 4
-KEPT_PACKS = 4
+KEPT_PACKS = 16
 
 
 class Form(NamedTuple):
@@ -63,7 +66,7 @@ class Outline:
 class Frame:
     """Where each block lies in a family's rows: in the order of the slots' own flat tensors, each as large as its largest."""
 
-    def __init__(self, outlines: Sequence[Outline], device: torch.device) -> None:
+    def __init__(self, outlines: Sequence[Outline]) -> None:
         shapes: dict[tuple[str, str], tuple[int, ...]] = {}
         order: dict[tuple[str, str], tuple[Group, str]] = {}
         for outline in outlines:
@@ -79,22 +82,18 @@ class Frame:
         self.starts = [sum(self.sizes[:place]) for place in range(len(self.sizes))]
         ups = [place for place, (_, role) in enumerate(self.keys) if role == UP]
         self.up = (self.starts[ups[0]], self.starts[ups[-1]] + self.sizes[ups[-1]]) if ups else (0, 0)
-        self.indices = {outline: self._index(outline, device) for outline in outlines}
+        self.width = sum(self.sizes)
+        self.strips = {outline: self._strips(outline) for outline in outlines}
 
-    def _index(self, outline: Outline, device: torch.device) -> tuple[Tensor, Tensor] | None:
-        """For each number of a row its place in the slot (one behind the last stands for zero), and the way back; None
-        where both are the same."""
-        there = torch.full((sum(self.sizes),), outline.size)
-        for block in outline.blocks:
-            place = self.place[block.site, block.role]
-            start, size = self.starts[place], self.sizes[place]
-            numbers = torch.arange(block.start, block.start + math.prod(block.shape)).view(block.shape)
-            there[start : start + size].view(self.shapes[place])[tuple(map(slice, block.shape))] = numbers
-        if torch.equal(there, torch.arange(outline.size)):
-            return None
-        back = torch.empty(outline.size + 1, dtype=torch.long)
-        back[there] = torch.arange(len(there))
-        return there.to(device), back[:-1].to(device)
+    def _strips(self, outline: Outline) -> list[Strip] | None:
+        """How an outline's blocks lie in a row; None where a slot's numbers are a row as they are."""
+        places = [self.place[block.site, block.role] for block in outline.blocks]
+        found = [
+            Strip(block.start, self.starts[place], block.shape, self.shapes[place])
+            for block, place in zip(outline.blocks, places, strict=True)
+        ]
+        same = all(one.source == one.target and one.shape == one.padded for one in found)
+        return None if same and outline.size == self.width else strips(found)
 
 
 @dataclass(eq=False)
@@ -109,12 +108,17 @@ class Family:
 
     def stacked(self) -> Tensor:
         """All slots' numbers, fp32 [slots, numbers of the frame]; B is scaled already."""
-        parts = []
-        for outline, begin, end in self.alike:
-            rows = torch.stack([slot.flat.values for slot in self.slots[begin:end]])
-            index = self.frame.indices[outline]
-            parts.append(rows if index is None else F.pad(rows, (0, 1)).index_select(1, index[0]))
-        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+        values = [slot.flat.values for slot in self.slots]
+        if len(self.alike) == 1 and self.frame.strips[self.alike[0][0]] is None:
+            whole = torch.stack(values)
+        else:
+            whole = values[0].new_zeros(len(values), self.frame.width)
+            for outline, begin, end in self.alike:
+                rows, own = torch.stack(values[begin:end]), self.frame.strips[outline]
+                if own is None:
+                    whole[begin:end].copy_(rows)
+                for strip in own or ():
+                    strip.there(whole[begin:end]).copy_(strip.here(rows))
         start, stop = self.frame.up
         whole[:, start:stop].mul_(self.scales)
         return whole
@@ -132,8 +136,11 @@ class Family:
         start, stop = self.frame.up
         whole[:, start:stop].mul_(self.scales)
         for outline, begin, end in self.alike:
-            rows, index = whole[begin:end], self.frame.indices[outline]
-            mine = rows if index is None else rows.index_select(1, index[1])
+            mine, own = whole[begin:end], self.frame.strips[outline]
+            if own is not None:
+                rows, mine = mine, whole.new_empty(end - begin, outline.size)
+                for strip in own:
+                    strip.here(mine).copy_(strip.there(rows))
             for slot in self.slots[begin:end]:
                 slot.hold_gradients()
             torch._foreach_add_([slot.flat.gradients for slot in self.slots[begin:end]], list(mine.unbind(0)))
@@ -142,8 +149,10 @@ class Family:
 class Pack:
     """Slots in an order in which those of a family stand together."""
 
-    def __init__(self, slots: Sequence[Slot], outlines: Sequence[Outline], families: list[Family]) -> None:
-        self.slots, self.families = slots, families
+    def __init__(
+        self, slots: Sequence[Slot], outlines: Sequence[Outline], families: list[Family], columns: Columns
+    ) -> None:
+        self.slots, self.families, self.columns = slots, families, columns
         self.family_of = [place for place, family in enumerate(families) for _ in family.slots]
         self._outlines = outlines
         self._patterns: dict[str, tuple[Form | None, ...]] = {}
@@ -197,14 +206,15 @@ def _cast(whole: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Packs:
-    """Outlines, frames and packs of one bank, each made once."""
+    """Outlines, frames and packs of one bank, each made once and kept while slots that are there need it."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._outlines: dict[tuple[Any, ...], Outline] = {}
-        self._of_slot: dict[Slot, Outline] = {}
-        self._frames: dict[frozenset[Outline], Frame] = {}
-        self._packs: dict[tuple[Slot, ...], Pack] = {}
+        self._device, self._numbers = device, count()
+        self._outlines: WeakValueDictionary[tuple[Any, ...], Outline] = WeakValueDictionary()
+        self._of_slot: WeakKeyDictionary[Slot, Outline] = WeakKeyDictionary()
+        self._frames: WeakValueDictionary[frozenset[Outline], Frame] = WeakValueDictionary()  # a pack holds its own
+        self._packs: dict[tuple[Slot, ...], Pack] = {}  # the one used last stands last
+        self._columns = Columns(device)
 
     def order(self, slots: Sequence[Slot], rows: Sequence[int]) -> list[int]:
         """The places of `slots` in an order that lets as many as possible share a product."""
@@ -218,11 +228,11 @@ class Packs:
     def pack(self, slots: Sequence[Slot]) -> Pack:
         """The pack of slots in an order that `order` gave."""
         key = tuple(slots)
-        if key not in self._packs:
-            while len(self._packs) >= KEPT_PACKS:
-                del self._packs[next(iter(self._packs))]
-            self._packs[key] = self._make(slots)
-        return self._packs[key]
+        pack = self._packs.pop(key, None) or self._make(key)
+        while len(self._packs) >= KEPT_PACKS:
+            del self._packs[next(iter(self._packs))]
+        self._packs[key] = pack
+        return pack
 
     def forget(self, slot: Slot) -> None:
         """The slot has been emptied."""
@@ -243,10 +253,11 @@ class Packs:
                 rank *= 2
             kind = " ".join(sorted({f"{form.op}/{form.activation}" for form in forms.values() if form.op != "replace"}))
             key = (blocks, tuple(forms.items()))
-            if key not in self._outlines:
-                size = slot.flat.values.numel()
-                self._outlines[key] = Outline(len(self._outlines), (kind, rank), blocks, size, forms)
-            self._of_slot[slot] = self._outlines[key]
+            outline = self._outlines.get(key)
+            if outline is None:
+                outline = Outline(next(self._numbers), (kind, rank), blocks, slot.flat.values.numel(), forms)
+                self._outlines[key] = outline
+            self._of_slot[slot] = outline
         return self._of_slot[slot]
 
     def _make(self, slots: Sequence[Slot]) -> Pack:
@@ -257,7 +268,7 @@ class Packs:
             if end == len(slots) or outlines[end].family != outlines[begin].family:
                 families.append(self._family(begin, slots[begin:end], outlines[begin:end]))
                 begin = end
-        return Pack(slots, outlines, families)
+        return Pack(slots, outlines, families, self._columns)
 
     def _family(self, first: int, slots: Sequence[Slot], outlines: Sequence[Outline]) -> Family:
         alike, begin = [], 0
@@ -266,10 +277,10 @@ class Packs:
                 alike.append((outlines[begin], begin, end))
                 begin = end
         held = frozenset(outlines)
-        if held not in self._frames:
-            self._frames[held] = Frame(sorted(held, key=lambda outline: outline.number), self._device)
-        scales = torch.tensor([[slot.scale] for slot in slots], dtype=torch.float32, device=self._device)
-        return Family(self._frames[held], first, list(slots), alike, scales)
+        frame = self._frames.get(held) or Frame(sorted(held, key=lambda outline: outline.number))
+        self._frames[held] = frame
+        scales = onto(torch.tensor([[slot.scale] for slot in slots], dtype=torch.float32), self._device)
+        return Family(frame, first, list(slots), alike, scales)
 
 
 def _blocks(slot: Slot) -> list[Block]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from petl_ray.bank.wiring import in_force
+from petl_ray.bank.wiring import PlainLayout, in_force
 from petl_ray.methods.sites import Anatomy
 from petl_ray.models.loading import LoadedBase
 
@@ -53,7 +53,7 @@ class FrozenPrefix:
 
         hook = self._layers[depth - 1].register_forward_hook(stop)
         try:
-            with in_force(None), contextlib.suppress(_Reached):
+            with in_force(PlainLayout()), contextlib.suppress(_Reached):
                 self._loaded.model.base_model(input_ids=input_ids, attention_mask=attention_mask, **extra)
         finally:
             hook.remove()

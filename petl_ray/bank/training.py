@@ -67,7 +67,7 @@ class TrainingLayout:
         if all(live is not None and live.plan.op == "replace" for live in lives):
             return join([_replaced(live, part) for live, part in zip(lives, self._cut(x), strict=True) if live])
         # how a span is computed depends on its own part alone, so that no neighbour changes its bits
-        fused = [live if live and live.plain_lora and wired.weight is not None else None for live in lives]
+        fused = [live if live and live.plain_lora and wired.matrix is not None else None for live in lives]
         y = self._fused(wired, fused, x) if any(fused) else wired.base(x)
         rest = [None if done else live for live, done in zip(lives, fused, strict=True)]
         if not any(rest):
@@ -89,8 +89,8 @@ class TrainingLayout:
         return join(parts)
 
     def _fused(self, wired: Wired, lives: list[LivePart | None], x: Tensor) -> Tensor:
-        weight = wired.weight
-        assert weight is not None
+        matrix = wired.matrix
+        assert matrix is not None
         flat = x.reshape(-1, x.shape[-1])
         each = flat.shape[0] // self.rows
         cuts = []
@@ -99,7 +99,7 @@ class TrainingLayout:
                 start, stop = span.start * each, span.stop * each
                 mask = self._mask(span, live, wired, x[span.start : span.stop] if x.dim() == 3 else flat[start:stop])
                 cuts.append(Cut(live, start, stop, None if mask is None else mask.reshape(stop - start, -1)))
-        return lora_linear(flat, weight, wired.base_bias, cuts).view(*x.shape[:-1], -1)
+        return lora_linear(flat, matrix, wired.base_bias, cuts).view(*x.shape[:-1], -1)
 
     def _lives(self, wired: Wired) -> list[LivePart | None]:
         return [span.slot.parts.get(wired.site.name) for span in self.spans]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from petl_ray.errors import AdapterError
 from petl_ray.methods.sites import Anatomy, Site, anatomy
-from petl_ray.models.products import frozen_linear
+from petl_ray.models.products import Matrix, frozen_linear, frozen_matrix
 
 
 class Layout(Protocol):
@@ -105,14 +105,13 @@ class Wired:
         raise AdapterError(self.site.name, f"a norm of kind {type(self.module).__name__}", "its formula is not known")
 
     @cached_property
-    def weight(self) -> Tensor | None:
-        """The frozen matrix [out, in] of a plain linear map in floating point; None for anything that computes otherwise."""
-        plain = self.site.kind == "linear" and type(self.module) is nn.Linear and not self.patched_before
-        return self.module.get_parameter("weight") if plain else None
+    def matrix(self) -> Matrix | None:
+        """The frozen matrix [out, in] of a linear map that is nothing else; None for anything that computes otherwise."""
+        return frozen_matrix(self.module) if self.site.kind == "linear" and not self.patched_before else None
 
     def base(self, x: Tensor) -> Tensor:
         """What the frozen module itself makes of x."""
-        return self.inner(x) if self.weight is None else frozen_linear(x, self.weight, self.base_bias)
+        return self.inner(x) if self.matrix is None else frozen_linear(x, self.matrix, self.base_bias)
 
     @property
     def base_bias(self) -> Tensor | None:
@@ -123,6 +122,18 @@ class Wired:
         """The base's own `weight` or `bias`, None where it has none."""
         value = getattr(self.module, role, None)
         return value.detach() if isinstance(value, Tensor) else None
+
+
+class PlainLayout:
+    """The base alone, by the products that every layout makes: a row has the bits it has in any company there."""
+
+    def linear(self, wired: Wired, x: Tensor) -> Tensor:
+        """W x."""
+        return wired.base(x)
+
+    def norm(self, wired: Wired, x: Tensor) -> Tensor:
+        """The base's norm."""
+        return wired.base(x)
 
 
 class Wiring:

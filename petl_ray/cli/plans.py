@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import typer
+
 from petl_ray.cli.options import AsJson, ClusterPath, HomePath, PlanPath, Settings, Tasks
-from petl_ray.cli.screen import print_json, print_table, remark, size
+from petl_ray.cli.screen import complain, print_json, print_table, remark, size
 
 
 def validate(plan: PlanPath, tasks: Tasks = None, settings: Settings = None, as_json: AsJson = False) -> None:
@@ -28,8 +30,12 @@ def plan(
     home: HomePath = None,
     as_json: AsJson = False,
 ) -> None:
-    """What a run would do: every step, found or to be computed and why, and what it would cost. Executes nothing."""
+    """What a run would do: every step, found or to be computed and why, and what it would cost. Executes nothing.
+
+    A step that does not fit into memory says so; the exit code is 5 then, after all are told.
+    """
     from petl_ray.cli.where import placement
+    from petl_ray.errors import CapacityError
     from petl_ray.orchestration import Home
     from petl_ray.plan import read_plan
     from petl_ray.scheduling.launch import costs, rehearsal
@@ -37,18 +43,24 @@ def plan(
     read = read_plan(plan, settings or (), tasks or ())
     types = {key: task.type for key, task in read.tasks.items()}
     steps = rehearsal(read, Home.at(home), where := placement(cluster))
-    cost = costs(Home.at(home), where)
-    rows = [
-        {
-            "step": step.label,
-            "status": step.status,
-            "why": step.why,
-            "name": step.name,
-            "cpus": step.resources.cpus,
-            **cost(step, types.get(_task_of(step.label), "classification")),
-        }
-        for step in steps
-    ]
+    cost, misfits = costs(Home.at(home), where, steps), list[CapacityError]()
+    rows: list[dict[str, Any]] = []
+    for step in steps:
+        row: dict[str, Any] = {"step": step.label, "status": step.status, "why": step.why, "name": step.name}
+        row |= {"cpus": step.resources.cpus, "work": "", "memory_bytes": None, "packing": None}
+        try:
+            row |= cost(step, types.get(_task_of(step.label), "classification"))
+        except CapacityError as error:
+            misfits.append(error)
+            row["why"] = f"{step.why}; {error.found}" if step.why else error.found
+        rows.append(row)
+    _show(rows, as_json)
+    if misfits:  # not raised: with --json the rows are the one document
+        complain(str(misfits[0]))
+        raise typer.Exit(misfits[0].exit_code)
+
+
+def _show(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
@@ -59,8 +71,8 @@ def plan(
     print_table(["step", "status", "why", "work", "memory", "name"], told)
     for why, labels in _packings(rows).items():
         remark(f"{', '.join(labels)}: {why}")
-    hits = sum(step.status == "hit" for step in steps)
-    remark(f"{hits} of {len(steps)} steps are found; steps after one that is unknown follow from it.")
+    hits = sum(row["status"] == "hit" for row in rows)
+    remark(f"{hits} of {len(rows)} steps are found; steps after one that is unknown follow from it.")
 
 
 def _task_of(label: str) -> str:

@@ -71,6 +71,14 @@ def memory_free_bytes(device: torch.device | str = "cpu") -> int:
     return free
 
 
+def memory_total_bytes() -> int:
+    """Bytes of this host, or of its control group where that is limited to less."""
+    total, limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        return min(total, int(text))
+    return total
+
+
 def _host_free_bytes() -> int:
     info = Path("/proc/meminfo")
     if info.is_file():

@@ -8,7 +8,7 @@ what a run would do, `ask` what is so on the machines of a placement, `runs` is 
 """
 
 from petl_ray.orchestration import runs
-from petl_ray.orchestration.asking import ask, remembered
+from petl_ray.orchestration.asking import ask, machines, remembered
 from petl_ray.orchestration.home import Home
 from petl_ray.orchestration.lifecycle import start_run
 from petl_ray.orchestration.placement import Placement, load_placement
@@ -24,6 +24,7 @@ __all__ = [
     "Run",
     "ask",
     "load_placement",
+    "machines",
     "rehearse",
     "remembered",
     "runs",

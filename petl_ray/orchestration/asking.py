@@ -28,6 +28,20 @@ def ask(placement: Placement, verb: str, question: str) -> list[Any]:
     return [load(question)()]
 
 
+def machines(placement: Placement) -> list[Mapping[str, float]]:
+    """What each machine of the placement has in all, as Ray names it; asked as `ask` does.
+
+    Where no Ray runs there is one, with the cores of the placement. Raises TemporaryError if the cluster does not answer.
+    """
+    if placement.ray not in ("local", "none"):
+        from petl_ray.orchestration.on_ray import machines_there
+
+        there = machines_there(placement)
+        if there is not None:
+            return there
+    return [{"CPU": float(placement.cores)}]
+
+
 def remembered(home: Home, what: str) -> list[Mapping[str, Any]]:
     """What earlier runs say of their outcomes under `what`; see `petl_ray.verb.StepContext.remembered`."""
     with opened(home).database.read() as conn:

@@ -143,6 +143,12 @@ def ask_machines(placement: Placement, verb: str, question: str) -> list[Any] | 
     return [_answered(ref, question) for ref in refs]
 
 
+def machines_there(placement: Placement) -> list[Mapping[str, float]] | None:
+    """What each machine of the placement's cluster has in all, as Ray names it; None without a cluster."""
+    with _starting:
+        return list(_machines().values()) if _joined(placement) else None
+
+
 def _machines() -> dict[str, Mapping[str, float]]:
     """What every machine of the cluster has in all, busy or not, by Ray's node id."""
     return {one["NodeID"]: one["Resources"] for one in ray.nodes() if one["Alive"]}

@@ -11,7 +11,7 @@ from petl_ray.models.spec import LockedBase, TaskType
 from petl_ray.spec import Spec
 from petl_ray.training import TrainSpec
 from petl_ray.tuning import SearchSpec, planned_work
-from petl_ray.tuning.layout import Demand, lay_out, widest
+from petl_ray.tuning.layout import Demand, largest, lay_out, most_each, trials_under_way, widest
 from petl_ray.verb import Resources
 
 _LABELS = 16  # heads are small beside everything else; the true count is known once the rows are prepared
@@ -23,79 +23,84 @@ def estimate(
     task_type: TaskType,
     machine: Machine | None = None,
     measured: Sequence[Mapping[str, Any]] = (),
+    beside: int = 1,
+    under_way: int | None = None,
 ) -> dict[str, Any]:
     """`work` in words, `memory_bytes` (all packs with their base, adapters' state and activations; within a factor of
     two) and `packing`, how the slots of one step lie in the memory of `machine` and why.
 
-    `measured` is what earlier runs measured. All are empty for steps that train nothing; without a `machine` there is
-    no packing. Raises CapacityError where the machine has no room for one slot.
+    `measured` is what earlier runs measured, `beside` how many processes of the step share the machine, `under_way` how
+    many trials are at once, with those of searches beside this one. All are empty for steps that train nothing; without
+    a `machine` there is no packing. Raises CapacityError where the machine has no room for one slot.
     """
     if isinstance(spec, SearchSpec):
         work = planned_work(spec)
         recipes = [recipe for recipe in widest(spec) if isinstance(recipe, TrainSpec)]
         told = f"{work['trials']} trials, about {work['full_trainings']} trainings of {recipes[0].epochs:g} epochs"
-        demand = _demand(recipes, task_type, machine)
+        demand = _demand(recipes, task_type, machine, 1)
+        under_way = under_way or trials_under_way([spec])
         if machine is None:
-            pack_bytes = demand.base_bytes + demand.pass_bytes + resources.slots * demand.slot_bytes
+            one, slots = demand.recipe, min(resources.slots, most_each(under_way, resources.packs))
+            pack_bytes = demand.base_bytes + one.pass_bytes + slots * one.slot_bytes
             return {"work": told, "memory_bytes": int(pack_bytes * resources.packs), "packing": None}
-        layout = lay_out(spec.engine, resources, resources.packs, [demand], measured)
+        layout = lay_out(spec.engine, resources, beside, [demand], measured, under_way)
         pack_bytes = layout.base_bytes + layout.pass_bytes + layout.slots * layout.slot_bytes
         packing = {"packs": resources.packs, **layout.told(), "why": str(layout)}
         return {"work": told, "memory_bytes": pack_bytes * resources.packs, "packing": packing}
     if isinstance(spec, TrainSpec):
-        demand = _demand([spec], task_type, machine)
-        alone = None if machine is None else _one(demand, resources, measured)
-        beside = demand.slot_bytes + demand.pass_bytes if alone is None else alone["slot_bytes"] + alone["pass_bytes"]
-        memory_bytes = int(demand.base_bytes + beside)
+        demand = _demand([spec], task_type, machine, resources.workers)
+        alone = None if machine is None else _one(demand, resources, measured, beside)
+        taken = _told(demand.recipe) if alone is None else alone
+        memory_bytes = int(demand.base_bytes + taken["slot_bytes"] + taken["pass_bytes"]) * resources.workers
         return {"work": f"{spec.epochs:g} epochs", "memory_bytes": memory_bytes, "packing": alone}
     return {"work": "", "memory_bytes": None, "packing": None}
 
 
-def _one(demand: Demand, resources: Resources, measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One training in its share of the machine; who shares a process with it is seen when its pack is dealt out."""
+def _one(demand: Demand, resources: Resources, measured: Sequence[Mapping[str, Any]], beside: int) -> dict[str, Any]:
+    """One training in its share of the machine; who shares a process with it is seen when its pack is dealt out.
+
+    Workers that train one adapter together have one slot each.
+    """
     calibration = calibrate(measured, demand.base, demand.device)
-    slot_bytes, pass_bytes = demand.slot_bytes * calibration.ratio, demand.pass_bytes * calibration.ratio
-    share = Machine(demand.device, int(demand.machine_bytes)).share(resources.gpus, resources.packs)
-    plan = plan_slots(demand.base_bytes, slot_bytes, share, resources.slots, pass_bytes)
-    return {
-        "packs": resources.packs,
-        "slots": plan.slots,
-        "why": f"at most {plan.why}" if plan.slots > 1 else plan.why,
-        "base_bytes": int(demand.base_bytes),
-        "slot_bytes": int(slot_bytes),
-        "pass_bytes": int(pass_bytes),
-        "machine_bytes": int(share),
-        "calibration": calibration.told,
-    }
+    one, share = demand.recipe.calibrated(calibration), demand.machine.share(resources.gpus, beside)
+    most, least = 1 if resources.workers > 1 else resources.slots, demand.recipe.least_bytes
+    plan = plan_slots(demand.base_bytes, one.slot_bytes, share, most, one.pass_bytes, least)
+    slots, why = plan.slots, f"at most {plan.why}" if plan.slots > 1 else plan.why
+    if not resources.slots_by_memory and slots < most:
+        slots, why = most, f"{most} slots as placed, but {plan.why}"
+    told = {"base_bytes": int(demand.base_bytes), **_told(one), "machine_bytes": int(share)}
+    return {"packs": resources.packs, "slots": slots, "why": why, **told, "calibration": calibration.told}
 
 
-def _demand(recipes: Sequence[TrainSpec], task_type: TaskType, machine: Machine | None) -> Demand:
+def _told(one: Takes) -> dict[str, int]:
+    return {"slot_bytes": int(one.slot_bytes), "pass_bytes": int(one.pass_bytes)}
+
+
+def _demand(recipes: Sequence[TrainSpec], task_type: TaskType, machine: Machine | None, workers: int) -> Demand:
     """What the first recipe takes, and the largest of them, beside a base of which only the structure is loaded."""
     base = recipes[0].base
     loaded = _skeleton(base, task_type)
-    device, free = (machine.device, machine.bytes) if machine else ("cpu", 0)
-    shared = device != "cpu" or base.quantization == "none"  # of a CPU only trying tells; most can
-    needs = [_takes(loaded, recipe, task_type, device, shared) for recipe in recipes]
+    machine = machine or Machine("cpu", 0)
+    shared = machine.device != "cpu" or base.quantization == "none"  # of a CPU only trying tells; most can
+    needs = [_takes(loaded, recipe, task_type, machine.device, shared, workers) for recipe in recipes]
     return Demand(
         session=task_type,
         base=base_name(base),
-        device=device,
+        device=machine.device,
         base_bytes=base_estimate(loaded),
-        slot_bytes=needs[0].slot_bytes,
-        pass_bytes=needs[0].pass_bytes,
-        widest_bytes=max(one.slot_bytes for one in needs),
-        widest_pass_bytes=max(one.pass_bytes for one in needs),
-        machine_bytes=free,
+        recipe=needs[0],
+        widest=largest(needs),
+        machine=machine,
         shared=shared,
     )
 
 
-def _takes(loaded: Any, spec: TrainSpec, task_type: TaskType, device: str, shared: bool) -> Takes:
+def _takes(loaded: Any, spec: TrainSpec, task_type: TaskType, device: str, shared: bool, workers: int) -> Takes:
     from petl_ray.methods import count_parameters
+    from petl_ray.training.memory import steps_of
 
     parameters = count_parameters(loaded.model, spec.method, _LABELS if task_type == "classification" else 0)
-    tokens = min(spec.tokens_per_step or spec.batch_size * spec.max_length, spec.batch_size * spec.max_length)
-    return takes(loaded, device, parameters, tokens, shared)
+    return takes(loaded, device, parameters, steps_of(loaded, spec, workers), shared and workers == 1)
 
 
 @lru_cache(maxsize=4)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -13,14 +14,16 @@ from petl_ray.bank.memory import Machine
 from petl_ray.errors import CapacityError, ConflictError, PlanError, TemporaryError
 from petl_ray.models import Precision
 from petl_ray.models.spec import TaskType
-from petl_ray.orchestration import Home, Placement, PlannedStep, Run, ask, rehearse, remembered, start_run
+from petl_ray.orchestration import Home, Placement, PlannedStep, Run, ask, machines, rehearse, remembered, start_run
 from petl_ray.plan import LockedPlan, Plan, estimate, lock
 from petl_ray.registry import current
 from petl_ray.serving import ServeSpec
 from petl_ray.serving.address import refuse_taken_port
 from petl_ray.telemetry import Sink
 from petl_ray.training import train
-from petl_ray.tuning import search
+from petl_ray.tuning import SearchSpec, search
+from petl_ray.tuning.layout import trials_under_way
+from petl_ray.verb import Resources
 from pipelines import PIPELINES
 from pipelines.summary import Summary
 
@@ -102,13 +105,24 @@ def rehearsal(plan: Plan, home: Home, placement: Placement) -> list[PlannedStep]
     return rehearse(home, placement, lambda run: pipeline(locked.pipeline)(run, locked))
 
 
-def costs(home: Home, placement: Placement) -> Callable[[PlannedStep, TaskType], dict[str, Any]]:
-    """What a planned step of a task of some type would cost where `placement` does it; see `petl_ray.plan.estimate`.
+def costs(
+    home: Home, placement: Placement, steps: Sequence[PlannedStep]
+) -> Callable[[PlannedStep, TaskType], dict[str, Any]]:
+    """What one of `steps`, of a task of some type, would cost where `placement` does it; see `petl_ray.plan.estimate`.
 
-    What is found costs nothing, so it is held against no machine. It raises CapacityError, naming the step, where there
-    is no room for one slot.
+    What is found costs nothing, so it is held against no machine. All searches share their packs. It raises
+    CapacityError, naming the step, where there is no room for one slot.
     """
     measured = remembered(home, "memory")
+    searches = [step.spec for step in steps if step.status != "hit" and isinstance(step.spec, SearchSpec)]
+
+    @cache
+    def given(verb: str) -> tuple[Resources, int]:
+        """What the verb is given on the machines there are, and how many of its processes share one of them."""
+        there = machines(placement)
+        resources = placement.resources(verb, there)
+        processes = replace(resources, packs=resources.packs * resources.workers)
+        return resources, processes.beside(there)
 
     @cache
     def machine(verb: str) -> Machine | None:
@@ -121,8 +135,11 @@ def costs(home: Home, placement: Placement) -> Callable[[PlannedStep, TaskType],
 
     def cost(step: PlannedStep, task_type: TaskType) -> dict[str, Any]:
         trains = step.verb in (search.name, train.name) and step.status != "hit"
+        here = machine(step.verb) if trains else None
+        resources, beside = given(step.verb) if here is not None else (step.resources, 1)
+        under_way = trials_under_way(searches)
         try:
-            return estimate(step.spec, step.resources, task_type, machine(step.verb) if trains else None, measured)
+            return estimate(step.spec, resources, task_type, here, measured, beside, under_way)
         except CapacityError as error:
             raise CapacityError(f"{step.label}: {error.what}", error.found, error.why, error.do) from error
 

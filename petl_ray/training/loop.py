@@ -12,7 +12,7 @@ from petl_ray.errors import CapacityError, PetlRayError
 from petl_ray.training.memory import TokenBudget, is_out_of_memory
 from petl_ray.training.occupant import Occupant
 from petl_ray.training.optimizer import norms, stride
-from petl_ray.training.rounds import Round, plan_rounds, round_tokens
+from petl_ray.training.rounds import Round, plan_rounds, round_depth, round_tokens
 from petl_ray.training.sharing import Sharing
 
 
@@ -83,6 +83,7 @@ def _attempt(bank: Bank, live: Sequence[Occupant], budget: TokenBudget, sharing:
     for round_ in plan_rounds(live, budget.tokens, sharing):
         try:
             _pass(bank, round_)
+            budget.made(round_[0][0].late, round_depth(round_), round_tokens(round_))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -97,7 +98,8 @@ def _attempt(bank: Bank, live: Sequence[Occupant], budget: TokenBudget, sharing:
 
 
 def _pass(bank: Bank, round_: Round) -> None:
-    padded = [each.segment(rows) for each, rows in round_]
+    depth = round_depth(round_)
+    padded = [each.segment(rows, depth) for each, rows in round_]
     made = bank.forward([segment for segment, _ in padded], hidden=round_[0][0].late)
     losses = [each.loss(mine, batch) for (each, _), mine, (_, batch) in zip(round_, made, padded, strict=True)]
     torch.autograd.backward(losses)

@@ -22,7 +22,7 @@ from petl_ray.training.batching import batches_of_epoch, horizon, padded_lengths
 from petl_ray.training.checkpoint import part, prefixed
 from petl_ray.training.optimizer import SlotOptimizer, Stride
 from petl_ray.training.peers import Alone, Peers
-from petl_ray.training.prefixes import Prefixes
+from petl_ray.training.prefixes import Prefix, Prefixes
 from petl_ray.training.rows import Rows
 from petl_ray.training.schedule import rate_factor
 from petl_ray.training.spec import TrainSpec
@@ -78,6 +78,7 @@ class Occupant:
         bank.fill(slot, spec.method, rows.task.head_size(rows.labels), spec.seed)
         self._head = bank.frozen_head(slot)
         self.prefix = prefixes.enter(bank.frozen_depth(slot), rows, self)
+        self._prefixes, self._prefix_at = prefixes, {self.frozen_depth: self.prefix}
         self.trained_parameters = bank.flat(slot).values.numel()
         self._in_force = spec.in_force(0, self.steps)
         self._optimizer = SlotOptimizer(bank.flat(slot), self._in_force)
@@ -102,9 +103,11 @@ class Occupant:
         """Tokens that some training rows are padded to."""
         return max(self._padded_lengths[row] for row in rows)
 
-    def segment(self, rows: Sequence[int]) -> tuple[Segment, Batch]:
-        """Some training rows padded to one length, on the base's device."""
-        return self._segment([self.rows.train[row] for row in rows], self.longest(rows))
+    def segment(self, rows: Sequence[int], depth: int) -> tuple[Segment, Batch]:
+        """Some training rows padded to one length, on the base's device, for a pass that begins behind `depth` layers."""
+        if depth not in self._prefix_at:
+            self._prefix_at[depth] = self._prefixes.enter(depth, self.rows, self)
+        return self._segment([self.rows.train[row] for row in rows], self._prefix_at[depth], self.longest(rows))
 
     def begin_step(self) -> None:
         """Forget gradients and seed this step's dropout: nothing of an attempt that failed remains."""
@@ -230,13 +233,15 @@ class Occupant:
             self._epoch = (epoch, batches)
         return self._epoch[1][index]
 
-    def _segment(self, rows: Sequence[Encoded], pad_to: int | None = None) -> tuple[Segment, Batch]:
+    def _segment(
+        self, rows: Sequence[Encoded], prefix: Prefix | None, pad_to: int | None = None
+    ) -> tuple[Segment, Batch]:
         task, states = self.rows.task, None
         batch = task.collate(rows, self._pad_id, pad_to)
         extra = {name: tensor.to(self._device) for name, tensor in batch.extra.items()}
         ids, mask = batch.input_ids.to(self._device), batch.attention_mask.to(self._device)
-        if self.prefix is not None:
-            states = self.prefix.states(rows, ids.shape[1])
+        if prefix is not None:
+            states = prefix.states(rows, ids.shape[1])
         return Segment(self.slot, ids, mask, extra, states), batch
 
     @torch.no_grad()
@@ -246,7 +251,7 @@ class Occupant:
         order = sorted(range(len(rows)), key=lengths.__getitem__)
         scores: list[RowScore] = []
         for indices in split_to_budget(order, lengths, len(rows), tokens):
-            segment, batch = self._segment([rows[index] for index in indices])
+            segment, batch = self._segment([rows[index] for index in indices], self.prefix)
             made = self._bank.forward([segment], hidden=self.late)[0]
             scores += self.rows.task.score_rows(self._logits(made), batch)
         return scores

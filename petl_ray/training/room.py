@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import cast
 
 from petl_ray.artifact import Dataset
-from petl_ray.bank.memory import MOST_SLOTS, Machine, calibrate, plan_slots
+from petl_ray.bank.memory import MOST_SLOTS, Machine, Takes, calibrate, plan_slots
 from petl_ray.errors import CapacityError, PetlRayError
 from petl_ray.training.session import Session
 from petl_ray.verb import Question, StepContext
@@ -17,23 +17,25 @@ Group = Mapping[int, tuple[Question, StepContext]]
 
 
 def plan_group(session: Session, most: int, group: Group) -> tuple[int, dict[int, CapacityError]]:
-    """Slots for `group`, `most` at the most, and the questions that memory does not hold even alone.
+    """Slots for `group`, `most` at the most, and the questions of which memory does not hold even a row at a time.
 
     With `resources.slots_by_memory` no more slots than memory holds of the largest that fits; every step is told why.
     """
     given = next(iter(group.values()))[1].resources
-    beside = min(given.packs, max(1, (os.cpu_count() or 1) // max(1, given.cpus)))
+    beside = given.beside([{"CPU": os.cpu_count() or 1}])  # parts of a GPU are told by `gpus` alone
     refused: dict[int, CapacityError] = {}
     plans = {}
     for index, (question, step) in group.items():
         with suppress(PetlRayError):  # a question that cannot be asked is told so when it takes its slot
             figures = session.footprint(question.spec, len(cast("Dataset", question.inputs[0]).labels))
-            share = Machine(figures["device"], figures["machine_bytes"]).share(given.gpus, beside)
+            machine = Machine(figures["device"], figures["machine_bytes"], figures["free_bytes"])
+            share, bound = machine.share(given.gpus, beside), min(most, MOST_SLOTS[figures["device"]])
             calibration = calibrate(step.remembered("memory"), figures["base"], figures["device"])
-            slot_bytes, pass_bytes = (figures[name] * calibration.ratio for name in ("slot_bytes", "pass_bytes"))
-            bound = min(most, MOST_SLOTS[figures["device"]])
+            exact = Takes.told(figures)
+            one, base_bytes = exact.calibrated(calibration), figures["base_bytes"]
             try:
-                plans[index] = plan_slots(figures["base_bytes"], slot_bytes, share, bound, pass_bytes), calibration
+                plan = plan_slots(base_bytes, one.slot_bytes, share, bound, one.pass_bytes, exact.least_bytes)
+                plans[index] = plan, calibration
             except CapacityError as error:
                 refused[index] = error
     if not given.slots_by_memory or not plans:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from petl_ray.training.occupant import Occupant
 from petl_ray.training.sharing import Sharing
 
+JOINED_TOKENS = 4096  # up to here a GPU waits for launches: one pass from below costs less than two from higher up
+
 Round = list[tuple[Occupant, list[int]]]  # each occupant at most once, with the training rows of its micro-batch
 
 
@@ -28,8 +30,26 @@ def plan_rounds(live: Sequence[Occupant], tokens: int | None, sharing: Sharing) 
                 if shelf[-1] and bound is not None and round_tokens([*shelf[-1], (each, mine[turn])]) > bound:
                     shelf.append([])
                 shelf[-1].append((each, mine[turn]))
-        rounds += [one for key in sorted(shelves) for one in shelves[key]]
+        found = [one for key in sorted(shelves) for one in shelves[key]]
+        rounds += found if sharing.alike else _joined(found, min(JOINED_TOKENS, bound or JOINED_TOKENS))
     return rounds
+
+
+def _joined(rounds: Sequence[Round], bound: int) -> list[Round]:
+    """Rounds that begin behind different layers, in one pass where both are small: it begins behind the fewest."""
+    joined: list[Round] = []
+    for one in rounds:
+        before = joined[-1] if joined else None
+        if before and before[0][0].late == one[0][0].late and round_tokens([*before, *one]) <= bound:
+            joined[-1] = [*before, *one]
+        else:
+            joined.append(one)
+    return joined
+
+
+def round_depth(round_: Round) -> int:
+    """How many layers a pass begins behind: as many as are frozen for everybody in it."""
+    return min(each.frozen_depth for each, _ in round_)
 
 
 def round_tokens(round_: Round) -> int:

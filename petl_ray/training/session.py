@@ -4,18 +4,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from petl_ray.bank import Bank, memory_estimate
-from petl_ray.bank.memory import Gauge, Takes, base_estimate, base_name, machine_here, takes
+from petl_ray.bank.memory import (
+    STATE_BYTES,
+    Gauge,
+    activation_estimate,
+    base_estimate,
+    base_name,
+    machine_here,
+    takes,
+)
 from petl_ray.errors import CapacityError, NotFoundError, PlanError
 from petl_ray.methods import AdapterCard, count_parameters
 from petl_ray.models import LoadedBase, load_base, use_threads
 from petl_ray.spec import Spec
+from petl_ray.tasks.late import CHUNK_BYTES
 from petl_ray.training.checkpoint import read_checkpoint, write_checkpoint
 from petl_ray.training.loop import take_step
-from petl_ray.training.memory import TokenBudget
+from petl_ray.training.memory import TokenBudget, steps_of
 from petl_ray.training.occupant import Occupant
 from petl_ray.training.peers import Peers
 from petl_ray.training.prefixes import Prefixes
@@ -52,8 +62,7 @@ class Session:
         self._prefixes = Prefixes(self._bank, self.loaded, self._sharing)
         self._watchers: dict[str, Callable[[Occupant], None]] = {}
         self._rows: dict[tuple[Path, int, str], Rows] = {}
-        self._takes: dict[str, Takes] = {}  # of who is here
-        self._most = (0, 0)  # estimated bytes and slots where they were most
+        self._most = (0, 0)  # bytes of the slots' state, and slots, where they were most
         self._gauge = Gauge(self.loaded.device.type)
 
     def admit(
@@ -85,10 +94,8 @@ class Session:
             self._free.append(slot)
             raise
         self._occupants[key] = occupant
-        self._takes[key] = self._estimate(spec, occupant.trained_parameters, bool(self._takes))
-        estimated = sum(one.slot_bytes for one in self._takes.values())
-        estimated += max(one.pass_bytes for one in self._takes.values())
-        self._most = max(self._most, (estimated, len(self._takes)))
+        state = STATE_BYTES * sum(one.trained_parameters for one in self._occupants.values())
+        self._most = max(self._most, (state, len(self._occupants)))
 
     def aim(self, key: str, share: float) -> None:
         """From the next turn on train `key` until that fraction (0…1] of its horizon."""
@@ -132,7 +139,7 @@ class Session:
     def drop(self, key: str) -> None:
         """Free the slot of `key`."""
         occupant = self.occupant(key)
-        del self._occupants[key], self._takes[key]
+        del self._occupants[key]
         self._watchers.pop(key, None)
         self._aims.pop(key, None)
         self._bank.free(occupant.slot)
@@ -142,35 +149,45 @@ class Session:
         """Before anything is paid: `trained_share` (0…1) and `memory_bytes` of one slot for `spec` with so many labels."""
         spec = _training(spec)
         parameters = count_parameters(self.loaded.model, spec.method, labels)
-        memory = memory_estimate(self.loaded, spec.method, labels, _tokens_of_step(spec))
+        tokens = min(spec.batch_size * spec.max_length, spec.tokens_per_step or 1 << 62)
+        memory = memory_estimate(self.loaded, spec.method, labels, tokens)
         return {"trained_share": parameters / self.loaded.parameters, "memory_bytes": float(memory)}
 
     def footprint(self, spec: Spec, labels: int) -> dict[str, Any]:
         """What a pack is planned with; see `petl_ray.verb.SlotSession.footprint`."""
         spec = _training(spec)
         machine, base_bytes = machine_here(), base_estimate(self.loaded)
-        needs = self._estimate(spec, count_parameters(self.loaded.model, spec.method, labels), True)
-        resident = base_bytes if machine.device == "cpu" else 0  # a host tells what is free beside it
+        parameters = count_parameters(self.loaded.model, spec.method, labels)
+        steps = steps_of(self.loaded, spec)
+        needs = takes(self.loaded, self.loaded.device.type, parameters, steps, self._sharing.shared)
+        free = machine.free_bytes  # beside the base
         return {
             "base": base_name(self.loaded.base),
             "device": machine.device,
             "base_bytes": base_bytes,
-            "slot_bytes": needs.slot_bytes,
-            "pass_bytes": needs.pass_bytes,
-            "machine_bytes": machine.bytes + resident,
+            **asdict(needs),
+            "machine_bytes": machine.bytes,
+            "free_bytes": None if free is None else free + base_bytes,
             "shared": self._sharing.shared,
         }
 
     def memory(self) -> dict[str, Any]:
         """What slots took here at their peak; see `petl_ray.verb.SlotSession.memory`."""
-        estimated, slots = self._most
+        state, slots = self._most
         if not slots:
             return {}
+        passes = [
+            activation_estimate(
+                self.loaded, tokens, self._template.gradient_checkpointing, CHUNK_BYTES if late else None, depth
+            )
+            for (late, depth), tokens in self.budget.longest.items()
+        ]
         return {
             "base": base_name(self.loaded.base),
             "device": self.loaded.device.type,
             "slots": slots,
-            "estimated_bytes": int(estimated),
+            "state_bytes": state,
+            "estimated_bytes": state + max(passes, default=0),
             "measured_bytes": self._gauge.taken_bytes,
         }
 
@@ -216,10 +233,6 @@ class Session:
         """Take the slots off the base; the session is of no use afterwards."""
         self._bank.detach()
 
-    def _estimate(self, spec: TrainSpec, parameters: int, company: bool) -> Takes:
-        shared = company and self._sharing.shared
-        return takes(self.loaded, self.loaded.device.type, parameters, _tokens_of_step(spec), shared)
-
     def _read(self, spec: TrainSpec, data: Path) -> Rows:
         known = (data, spec.max_length, spec.template)
         if known not in self._rows:
@@ -238,10 +251,6 @@ class Session:
     def _after_step(self, occupant: Occupant) -> None:
         if watcher := self._watchers.get(occupant.key):
             watcher(occupant)
-
-
-def _tokens_of_step(spec: TrainSpec) -> int:
-    return min(spec.batch_size * spec.max_length, spec.tokens_per_step or 1 << 62)
 
 
 def _training(spec: Spec) -> TrainSpec:

@@ -15,7 +15,7 @@ import torch
 
 from petl_ray.bank.memory import PASS_TOKENS
 from petl_ray.models import LoadedBase
-from petl_ray.models.products import rows_are_independent
+from petl_ray.models.products import frozen_matrix, rows_are_independent
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,17 @@ class Sharing:
         """The rule for a base where it lies."""
         if loaded.device.type != "cpu":
             return cls(shared=True, alike=False, tokens=None)
-        plain = loaded.base.quantization == "none"  # how packed weights are multiplied is nobody's promise
-        shared = plain and rows_are_independent(
-            module.weight for module in loaded.model.modules() if isinstance(module, torch.nn.Linear)
+        linears = [module for module in loaded.model.modules() if isinstance(module, torch.nn.Linear)]
+        matrices = [frozen_matrix(module) for module in linears]
+        # who multiplies by itself promises nothing about its rows
+        shared = None not in matrices and rows_are_independent(
+            ((module.out_features, module.in_features), _kind(module.weight, loaded)) for module in linears
         )
         return cls(
             shared=shared, alike=True, tokens=PASS_TOKENS["fp32" if loaded.compute_dtype == torch.float32 else "other"]
         )
+
+
+def _kind(weight: torch.Tensor, loaded: LoadedBase) -> torch.dtype:
+    """The type a weight is multiplied in: its own, or that of the base where it is packed."""
+    return weight.dtype if weight.is_floating_point() else loaded.compute_dtype

@@ -63,6 +63,9 @@ class PackRoom(Protocol):
     def lanes_each(self) -> int:
         """Orders that one pack is given at a time."""
 
+    def defers(self, search: str) -> bool:
+        """Whether a search, by name, waits until others have ended whose bases have no room beside its own."""
+
     def look(self) -> None:
         """See which packs came up."""
 
@@ -234,7 +237,11 @@ class Lanes:
         """What should train next: of the searches with the least under way, the one whose turn it is."""
         count = len(self._hunts)
         places = [(self._turn + offset) % count for offset in range(count)]
-        able = [(place, self._hunts[place].race.ready()) for place in places]
+        able = [
+            (place, self._hunts[place].race.ready())
+            for place in places
+            if not self._packs.defers(self._hunts[place].name)
+        ]
         able = [(place, ready) for place, ready in able if ready]
         if not able:
             return None
@@ -333,5 +340,7 @@ class Lanes:
                 del self._costs[hunt.name]
                 if costs:
                     hunt.weighed(orders, costs)
+            if self._packs.defers(hunt.name):
+                continue
             if (orders := hunt.unweighed()) and (promise := self._packs.weigh(orders)) is not None:
                 self._costs[hunt.name] = (orders, promise)

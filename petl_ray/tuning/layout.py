@@ -6,26 +6,26 @@ session says of its base and of the largest trials that the space allows, and fr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from petl_ray.bank.memory import MOST_SLOTS, Calibration, Machine, SlotPlan, calibrate, plan_slots, told_bytes
+from petl_ray.bank.memory import MOST_SLOTS, Calibration, Machine, SlotPlan, Takes, calibrate, plan_slots, told_bytes
 from petl_ray.errors import CapacityError
 from petl_ray.spec import Spec, with_overrides
 from petl_ray.tuning.domains import Choice, Domain
 from petl_ray.tuning.spec import SearchSpec
 from petl_ray.verb import Resources
 
+LANE_BYTES = 120 * 10**6  # of a trial's own process: what is not shared of a Ray worker without torch, measured
 _VARIANTS = 16  # of one search: each costs a look at the model's modules
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What the trials of one search take in a session: `slot_bytes` each and `pass_bytes` once for the recipe, and
-    `widest_bytes` and `widest_pass_bytes` for the largest trials.
+    """What the trials of one search take in a session on `machine`: its recipe, and the largest trials at the most.
 
     Searches of equal `session` share one base in a process; `shared` says whether its slots share passes.
     """
@@ -34,17 +34,18 @@ class Demand:
     base: str
     device: str
     base_bytes: float
-    slot_bytes: float
-    pass_bytes: float
-    widest_bytes: float
-    widest_pass_bytes: float
-    machine_bytes: float
+    recipe: Takes
+    widest: Takes
+    machine: Machine
     shared: bool
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Packs of so many slots (`packed`), or of one with one trial at a time (`solo`); figures in bytes of one pack."""
+    """Packs of so many slots (`packed`), or of one with one trial at a time (`solo`); figures in bytes of one pack.
+
+    `lanes` are the trials' own processes for it: one a slot and one whose order waits, but no more than are under way.
+    """
 
     engine: Literal["packed", "solo"]
     slots: int
@@ -53,6 +54,7 @@ class Layout:
     slot_bytes: int = 0
     pass_bytes: int = 0
     machine_bytes: int = 0
+    lanes: int = 1
     calibration: str = Calibration().told
 
     def told(self) -> dict[str, Any]:
@@ -69,40 +71,60 @@ def lay_out(
     beside: int,
     demands: Sequence[Demand],
     measured: Sequence[Mapping[str, Any]] = (),
+    under_way: int = 1 << 30,
 ) -> Layout:
     """The layout for `demands` where `beside` packs share a machine; `measured` is what `StepContext.remembered` told.
 
-    Raises CapacityError where a pack has no room for one slot of a recipe.
+    The packs have no more slots than hold the trials that are `under_way` at once. Raises CapacityError where a pack has
+    no room for one slot of the recipe, trained a row at a time, and where several sessions do not fit side by side.
     """
+    busy = most_each(under_way, resources.packs)
+    most = 1 if engine == "solo" else min(resources.slots, busy)
     if not demands:
-        return Layout("solo" if engine == "solo" else "packed", 1 if engine == "solo" else resources.slots, "as placed")
+        return Layout("solo" if engine == "solo" else "packed", most, "as placed", lanes=min(most + 1, busy))
     first = demands[0]
+    if resources.slots_by_memory:
+        most = min(most, MOST_SLOTS[first.device])
     calibration = calibrate(measured, first.base, first.device)
-    machine = min(demand.machine_bytes for demand in demands)
-    share = Machine(first.device, int(machine)).share(resources.gpus, beside)
+    free = [demand.machine.free_bytes for demand in demands if demand.machine.free_bytes is not None]
+    machine = Machine(first.device, min(demand.machine.bytes for demand in demands), min(free, default=None))
+    share = machine.share(resources.gpus, beside)
     base = sum({demand.session: demand.base_bytes for demand in demands}.values())
-    slot = _together(demands, "slot_bytes") * calibration.ratio
-    once = max(demand.pass_bytes for demand in demands) * calibration.ratio
-    widest = max(slot, _together(demands, "widest_bytes") * calibration.ratio)
-    widest_once = max(once, max(demand.widest_pass_bytes for demand in demands) * calibration.ratio)
-    most = min(resources.slots, MOST_SLOTS[first.device]) if resources.slots_by_memory else resources.slots
+    recipe = _together((demand.session, demand.recipe.calibrated(calibration)) for demand in demands)
+    widest = _together((demand.session, demand.widest.calibrated(calibration)) for demand in demands)
+    alone = len({demand.session for demand in demands}) == 1
+    least = max(demand.recipe.least_bytes for demand in demands) if alone else None
+    lane_bytes = LANE_BYTES if first.device == "cpu" else 0  # they live beside a GPU
     try:
-        plan = plan_slots(base, widest, share, 1 if engine == "solo" else most, widest_once)
+        plan = plan_slots(base, widest.slot_bytes, share, most, widest.pass_bytes, None, busy, lane_bytes)
     except CapacityError:  # the largest trials may fail, each alone; without room for the recipe there is no search
-        largest = f"; the largest trial takes {told_bytes(widest + widest_once)}"
-        plan = SlotPlan(1, plan_slots(base, slot, share, 1, once).why + largest)
-    chosen, slots, why = _choose(engine, resources, all(demand.shared for demand in demands), plan)
-    return Layout(chosen, slots, why, int(base), int(widest), int(widest_once), int(share), calibration.told)
+        plan = plan_slots(base, recipe.slot_bytes, share, 1, recipe.pass_bytes, least)
+        if (wide := widest.slot_bytes + widest.pass_bytes) > recipe.slot_bytes + recipe.pass_bytes:
+            plan = SlotPlan(1, f"{plan.why}; the largest trial takes {told_bytes(wide)}")
+    if busy < resources.slots and plan.slots == busy and engine != "solo":
+        plan = SlotPlan(plan.slots, f"{plan.why}; no more than {under_way} trials are under way at once")
+    chosen, slots, why = _choose(engine, resources, all(demand.shared for demand in demands), plan, most)
+    figures = (int(base), int(widest.slot_bytes), int(widest.pass_bytes), int(share))
+    return Layout(chosen, slots, why, *figures, lanes=min(slots + 1, busy), calibration=calibration.told)
+
+
+def trials_under_way(specs: Iterable[SearchSpec]) -> int:
+    """The most trials of these searches that are under way at once: of each a generation, or all of a population."""
+    return sum(spec.trials if spec.scheduler == "pbt" else min(spec.trials, spec.generation) for spec in specs)
+
+
+def most_each(under_way: int, packs: int) -> int:
+    """The most of them that one of so many packs has."""
+    return max(1, -(-under_way // max(1, packs)))
 
 
 def _choose(
-    engine: str, resources: Resources, shared: bool, plan: SlotPlan
+    engine: str, resources: Resources, shared: bool, plan: SlotPlan, most: int
 ) -> tuple[Literal["packed", "solo"], int, str]:
     if engine == "solo":
         return "solo", 1, f"as asked; {plan.why}"
     if engine == "packed" and not resources.slots_by_memory:
-        less = plan.slots < resources.slots
-        return "packed", resources.slots, f"{resources.slots} slots as placed, but {plan.why}" if less else plan.why
+        return "packed", most, f"{most} slots as placed, but {plan.why}" if plan.slots < most else plan.why
     if engine == "auto" and not shared:
         return "solo", 1, "slots over this base share no passes here, so that a second one gains nothing"
     if engine == "auto" and plan.slots == 1:
@@ -110,12 +132,23 @@ def _choose(
     return "packed", plan.slots, plan.why
 
 
-def _together(demands: Sequence[Demand], what: str) -> float:
-    """One slot of every session: each has as many as the others."""
-    largest: dict[str, float] = {}
-    for demand in demands:
-        largest[demand.session] = max(largest.get(demand.session, 0.0), float(getattr(demand, what)))
-    return sum(largest.values())
+def largest(found: Iterable[Takes]) -> Takes:
+    """As much as any of them takes, of everything."""
+    return Takes(*(max(figures) for figures in zip(*map(astuple, found), strict=True)))
+
+
+def _together(found: Iterable[tuple[str, Takes]]) -> Takes:
+    """One slot of every session, since each has as many as the others; passes follow one another."""
+    sessions: dict[str, list[Takes]] = {}
+    for session, takes in found:
+        sessions.setdefault(session, []).append(takes)
+    each = [largest(mine) for mine in sessions.values()]
+    return Takes(
+        slot_bytes=sum(one.slot_bytes for one in each),
+        pass_bytes=max(one.pass_bytes for one in each),
+        state_bytes=sum(one.state_bytes for one in each),
+        row_bytes=max(one.row_bytes for one in each),
+    )
 
 
 def widest(spec: SearchSpec) -> list[Spec]:

@@ -7,6 +7,7 @@ else being asked. What a trial comes to does not depend on who trains beside it 
 
 from __future__ import annotations
 
+import gc
 import shutil
 import tempfile
 import threading
@@ -113,10 +114,15 @@ class Pack:
         """From now on hold no more than `slots` trials of one base at a time; with `alone`, one trial of whatever base."""
         self._slots, self._alone = min(self._most, max(1, slots)), alone
 
+    def leave_sessions(self) -> None:
+        """Close all sessions, for others that have no room beside them; who is still under way there is told."""
+        self._door_bell.put(self._close_sessions)
+
     def footprints(self, orders: list[Order]) -> list[dict[str, Any]]:
         """What a pack is planned with: each order's `SlotSession.footprint` and `session`, a name of what it shares.
 
-        `refused` with the reason where there is none.
+        `refused` with the reason where there is none. A session is closed before another is opened, since nobody knows
+        yet whether both have room.
         """
         answer: Future[list[dict[str, Any]]] = Future()
         self._door_bell.put(lambda: _settle(answer, lambda: [self._footprint(order) for order in orders]))
@@ -266,7 +272,9 @@ class Pack:
     def _footprint(self, order: Order) -> dict[str, Any]:
         try:
             spec = order.spec()
-            return {**self._session(spec).footprint(spec, order.labels), "session": _shared(spec)}
+            if (shared := _shared(spec)) not in self._sessions:
+                self._close_sessions()
+            return {**self._session(spec).footprint(spec, order.labels), "session": shared}
         except Exception as error:  # noqa: BLE001 - whatever it is, the trial meets it too, and is told
             return {"refused": str(error)}
 
@@ -317,6 +325,16 @@ class Pack:
             open_session = cast("TrainsSlots", load(self._door))
             self._sessions[shared] = open_session(spec, self._most, self._threads)
         return self._sessions[shared]
+
+    def _close_sessions(self) -> None:
+        gone = TemporaryError("its session", "is closed", "others have their turn")
+        for errand in [*self._under_way.values(), *self._waiting]:
+            self._break(errand, gone)
+        self._waiting.clear()
+        self._resident.clear()
+        while self._sessions:
+            self._sessions.popitem()[1].close()
+        gc.collect()  # models refer to themselves
 
     def _checkpoint(self, key: str, rung: int) -> Path:
         return self._directory / "checkpoints" / key / str(rung)

@@ -11,9 +11,9 @@ from petl_ray.models import BaseSpec, resolve
 from petl_ray.models.loading import LoadedBase, load_base
 
 
-def _load(source: Path | str, task_type: str, **more: str) -> LoadedBase:
+def _load(source: Path | str, task_type: str, device: str = "cpu", **more: str) -> LoadedBase:
     spec = BaseSpec.model_validate({"source": str(source), "precision": "fp32", **more})
-    return load_base(resolve(spec), task_type, device="cpu")  # type: ignore[arg-type]
+    return load_base(resolve(spec), task_type, device=device)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ def shake(parameters: Iterable[Tensor], seed: int = 0, by: float = 0.1) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in parameters:
-            parameter.add_(by * torch.randn(parameter.shape, generator=generator))
+            parameter.add_(by * torch.randn(parameter.shape, generator=generator).to(parameter.device))
 
 
 def card(loaded: LoadedBase, method: Any, labels: int) -> AdapterCard:

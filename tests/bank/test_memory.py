@@ -16,17 +16,20 @@ from petl_ray.bank.memory import (
     Calibration,
     Gauge,
     Machine,
+    Steps,
     Takes,
     activation_estimate,
     base_estimate,
     base_name,
     calibrate,
     machine_here,
+    makes_logits_late,
     plan_slots,
     takes,
     told_bytes,
 )
 from petl_ray.errors import CapacityError
+from petl_ray.methods import LoraSpec
 from petl_ray.models import BaseSpec, load_base, resolve
 from petl_ray.models.loading import LoadedBase, load_skeleton
 
@@ -52,6 +55,24 @@ def test_as_many_slots_as_fit_beside_the_base(
 def test_no_room_for_one_slot_is_refused_with_the_figures() -> None:
     with pytest.raises(CapacityError, match=r"one slot of 9\.0 GB beside a base of 8\.0 GB does not fit into 16 GB"):
         plan_slots(8 * GB, 9 * GB, 16 * GB, 4)
+
+
+def test_what_fits_a_row_at_a_time_trains_alone_and_only_what_does_not_is_refused() -> None:
+    plan = plan_slots(8 * GB, 9 * GB, 16 * GB, 4, least_bytes=6 * GB)
+    assert plan.slots == 1 and plan.why.endswith("; it trains alone, in smaller passes where memory runs out")
+    with pytest.raises(CapacityError, match=r"16 GB, nor do 7\.0 GB for one row at a time"):
+        plan_slots(8 * GB, 9 * GB, 16 * GB, 4, least_bytes=7 * GB)
+
+
+def test_every_slot_and_one_order_that_waits_have_lanes_that_never_refuse() -> None:
+    assert [plan_slots(1 * GB, 1 * GB, 10 * GB, 8, lanes=lanes, lane_bytes=GB).slots for lanes in (0, 1, 4, 9)] == [
+        8, 7, 4, 3,
+    ]  # fmt: skip
+    assert plan_slots(1 * GB, 7 * GB, 10 * GB, 8, lanes=9, lane_bytes=GB).slots == 1
+
+
+def test_a_share_of_a_host_is_of_all_its_memory_and_no_more_than_is_free() -> None:
+    assert [Machine("cpu", 1000, free).share(0, 4) for free in (None, 900, 100)] == [250, 250, 100]
 
 
 @given(some.integers(0, 10**12), some.integers(1, 10**11), some.integers(1, 10**12), some.integers(1, 64))
@@ -90,7 +111,9 @@ def test_bytes_are_told_in_two_digits() -> None:
 
 
 def measure(base: str = "b", device: str = "cpu", run: str = "r", took: float = 2.0) -> dict[str, object]:
-    return {"base": base, "device": device, "run": run, "estimated_bytes": 100, "measured_bytes": 100 * took}
+    """Slots whose state is 1,000 bytes, and activations of 100 that came to `took` times as much."""
+    known = {"base": base, "device": device, "run": run, "state_bytes": 1000}
+    return {**known, "estimated_bytes": 1100, "measured_bytes": 1000 + 100 * took}
 
 
 def test_estimates_are_calibrated_by_the_median_of_what_runs_over_the_same_base_took() -> None:
@@ -99,7 +122,14 @@ def test_estimates_are_calibrated_by_the_median_of_what_runs_over_the_same_base_
         measure(base="another"),
         measure(device="cuda"),
         {"run": "r9"},
-        {**measure(run="r8"), "estimated_bytes": 0},
+        {**measure(run="r8"), "estimated_bytes": 1000},  # no pass was made
+        {
+            "base": "b",
+            "device": "cpu",
+            "run": "r7",
+            "estimated_bytes": 9,
+            "measured_bytes": 90,
+        },  # of what, nobody knows
     ]
     found = calibrate(measured, "b", "cpu")
     assert found.ratio == 1.5 and found.told == "calibrated from 2 runs (x 1.5)"
@@ -138,13 +168,44 @@ def test_slots_share_their_passes_on_a_cpu_and_bring_their_own_on_a_gpu(tiny_ber
         resolve(BaseSpec.model_validate({"source": str(tiny_bert), "precision": precision})), "classification", "cpu"
     )
     bound = PASS_TOKENS["fp32" if precision == "fp32" else "other"]
-    assert takes(loaded, "cuda", 10, 64) == Takes(160 + activation_estimate(loaded, 64), 0)
-    assert takes(loaded, "cpu", 10, 64) == Takes(160, activation_estimate(loaded, bound))
-    assert takes(loaded, "cpu", 10, 4096) == Takes(160, activation_estimate(loaded, 4096))
-    assert takes(loaded, "cpu", 10, 64, shared=False) == Takes(160, activation_estimate(loaded, 64))
+    row, state = activation_estimate(loaded, 8), 160
+    few, many = Steps(64, 8), Steps(4096, 8)
+    assert takes(loaded, "cuda", 10, few) == Takes(state + activation_estimate(loaded, 64), 0, state, row)
+    assert takes(loaded, "cpu", 10, few) == Takes(state, activation_estimate(loaded, bound), state, row)
+    assert takes(loaded, "cpu", 10, many) == Takes(state, activation_estimate(loaded, 4096), state, row)
+    assert takes(loaded, "cpu", 10, few, shared=False) == Takes(state, activation_estimate(loaded, 64), state, row)
+    assert takes(loaded, "cuda", 10, few).least_bytes == state + row
+    assert takes(loaded, "cuda", 10, few).calibrated(Calibration(2.0)).slot_bytes == state + 2 * (
+        activation_estimate(loaded, 64)
+    )
 
 
-def test_a_host_tells_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_that_are_computed_again_keep_one_vector_each(tiny_bert: Path) -> None:
+    loaded = load_base(
+        resolve(BaseSpec.model_validate({"source": str(tiny_bert), "precision": "fp32"})), "classification", "cpu"
+    )
+    config = loaded.model.config
+    layer = activation_estimate(loaded, 64) // config.num_hidden_layers
+    vectors = 64 * 4 * config.num_hidden_layers * config.hidden_size
+    assert activation_estimate(loaded, 64, checkpointed=True) == layer + vectors < activation_estimate(loaded, 64)
+    assert activation_estimate(loaded, 64, frozen_depth=1) == activation_estimate(loaded, 64) - layer
+    assert not makes_logits_late(loaded, LoraSpec())
+
+
+def test_late_logits_take_a_chunk_and_not_the_vocabulary_of_every_token(tiny_llama: Path) -> None:
+    """Where the head is frozen: not where it is adapted, nor where the model bends its logits."""
+    loaded = load_base(
+        resolve(BaseSpec.model_validate({"source": str(tiny_llama), "precision": "fp32"})), "causal_lm", "cpu"
+    )
+    whole, late = activation_estimate(loaded, 512), activation_estimate(loaded, 512, late_bytes=1 << 10)
+    assert whole - late == 512 * loaded.model.config.vocab_size * 8 - 3 * (1 << 10)
+    assert makes_logits_late(loaded, LoraSpec())
+    assert not makes_logits_late(loaded, LoraSpec(targets=("q_proj", "lm_head")))
+    loaded.model.config.final_logit_softcapping = 30.0
+    assert not makes_logits_late(loaded, LoraSpec())
+
+
+def test_a_host_tells_what_it_has_and_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     here = machine_here()
-    assert here.device == "cpu" and 0 < here.bytes < 1 << 50
+    assert here.device == "cpu" and here.free_bytes is not None and 0 < here.free_bytes < here.bytes < 1 << 50

@@ -13,7 +13,14 @@ from benchmarks.shapes import base
 def test_the_small_course_yields_all_kinds_of_rows() -> None:
     found = list(measure(SMALL, "cpu"))
     text = table(found)
-    for part in ("NF4 forward", "against itself alone", "a pack of 4", "QLoRA, 64 tokens", "one after another"):
+    for part in (
+        "NF4 forward",
+        "against itself alone",
+        "a pack of 4",
+        "turns of a session",
+        "QLoRA, 64 tokens",
+        "one after another",
+    ):
         assert part in text
     assert all(row.ok for row in found if row.unit == "rel.")
     assert all(row.ratio > 0 and row.ours > 0 for row in found if row.unit != "rel.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,28 @@ def test_scores_are_paired() -> None:
     assert row.interval == pytest.approx((2 - 2.484, 2 + 2.484), abs=0.01)
 
 
+def test_a_bound_of_scores_is_one_of_the_intervals_lower_end() -> None:
+    """The means are equal or better in all three; only the last two show it."""
+    assert paired("quality", [0.9, 0.7, 0.92], [0.8, 0.8, 0.9], reach=-1.0).ok is False
+    assert paired("quality", [0.90, 0.80], [0.90, 0.80], reach=-1.0).ok is True
+    assert paired("quality", [0.92, 0.81, 0.73], [0.90, 0.79, 0.71], reach=0.0).ok is True
+    assert paired("quality", [0.9], [0.8], reach=-1.0).ok is False, "one pair shows nothing"
+
+
+def test_a_figure_whose_conditions_were_broken_is_never_well() -> None:
+    assert Row("speed", "ms", 1.0, 4.0, 4.0, 0.0, 3, 1.5, held=False).ok is False
+    assert Row("speed", "ms", 1.0, 4.0, 4.0, 0.0, 3, held=False).ok is False
+
+
+def test_a_retired_figure_is_not_shown_and_comes_back_when_it_is_measured(results: Path) -> None:
+    row = Row("speed", "ms", 2.0, 4.0, 2.0, 0.0, 3, 1.5)
+    keep(row, "step", MACHINE)
+    rows.append("step", json.dumps({"figure": "speed", "machine": MACHINE, "retired": "has another name now"}))
+    assert kept() == [] and len(lines(results, "step")) == 2
+    keep(row, "step", MACHINE)
+    assert [one["ratio"] for one in kept()] == [2.0]
+
+
 def test_a_unit_that_stands_is_not_measured_again(results: Path) -> None:
     measure, made = counted(7.0)
     assert Units("search").facts(UNIT, measure) == {"wall_s": 7.0}
@@ -93,6 +116,48 @@ def test_a_unit_of_another_machine_or_library_does_not_stand(
     assert Units("search").facts(UNIT, counted(8.0)[0]) == {"wall_s": 8.0}
 
 
+def test_a_unit_of_another_start_of_the_machine_or_another_day_does_not_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    moment = {"boot": "one", "at_s": 1e9}
+    monkeypatch.setattr(units, "session", lambda: dict(moment))
+    Units("search").facts(UNIT, counted(7.0)[0])
+    moment["at_s"] = 1e9 + 3600
+    assert Units("search").facts(UNIT, counted(8.0)[0]) == {"wall_s": 7.0}, "a bench goes on within the day"
+    moment["at_s"] = 1e9 + 25 * 3600
+    assert Units("search").facts(UNIT, counted(8.0)[0]) == {"wall_s": 8.0}
+    moment["boot"] = "two"
+    assert Units("search").facts(UNIT, counted(9.0)[0]) == {"wall_s": 9.0}
+
+
+def test_scores_stand_on_another_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(units, "session", lambda: {"boot": "one", "at_s": 1e9})
+    Units("quality", timed=False).facts(UNIT, counted(0.5)[0])
+    monkeypatch.setattr(units, "session", lambda: {"boot": "two", "at_s": 2e9})
+    assert Units("quality", timed=False).facts(UNIT, counted(0.6)[0]) == {"wall_s": 0.5}
+
+
+def test_a_unit_of_ours_stands_for_the_sources_alone_that_it_was_measured_with() -> None:
+    ours = replace(UNIT, code="sources before")
+    Units("search").facts(ours, counted(7.0)[0])
+    assert Units("search").facts(ours, counted(8.0)[0]) == {"wall_s": 7.0}
+    assert Units("search").facts(replace(UNIT, code="sources after"), counted(8.0)[0]) == {"wall_s": 8.0}
+
+
+def test_a_digest_of_sources_tells_every_change_of_a_python_file(tmp_path: Path) -> None:
+    def digest() -> str:
+        return units.digest_of(tmp_path)
+
+    (tmp_path / "bank").mkdir()
+    (tmp_path / "bank" / "slot.py").write_text("one = 1\n")
+    first = digest()
+    (tmp_path / "notes.txt").write_text("no source")
+    assert digest() == first
+    (tmp_path / "bank" / "slot.py").write_text("one = 2\n")
+    changed = digest()
+    (tmp_path / "bank" / "slot.py").rename(tmp_path / "slot.py")
+    assert len({first, changed, digest()}) == 3
+    assert len(units.sources()) == 16
+
+
 def test_a_unit_that_failed_leaves_nothing_behind(results: Path) -> None:
     def fail() -> dict[str, float]:
         raise RuntimeError("a contestant failed")
@@ -109,8 +174,28 @@ def test_the_page_has_a_table_a_machine() -> None:
     page.write_page()
     text = page.PAGE.read_text()
     assert "## a box" in text and "## a card" in text
-    assert "| speed | 2.0 ms | 4.0 ms | 2.0 | 1.5 |  | yes |  | 0.0 | 3 |" in text
-    assert "| quality | 90.0 % | 89.0 % | 1.01 |  |  |  | -0.5 … +2.5 | 0.0 | 9 |" in text
+    assert "| speed | 2.0 ms | 4.0 ms | 2.0 | 1.5 |  | yes |  | 0.0 | 3 |  |" in text
+    assert "| quality | 90.0 % | 89.0 % | 1.01 |  |  |  | -0.5 … +2.5 | 0.0 | 9 |  |" in text
+
+
+def test_the_page_shows_notes_and_bounds_in_points_and_old_rows_without_either() -> None:
+    row = paired("quality", [0.9, 0.8], [0.9, 0.8], -1.0, 0.0, held=False, note="in 120% of (a)'s core-seconds")
+    keep(row, "quality", MACHINE)
+    old = {
+        "figure": "speed",
+        "unit": "ms",
+        "ours": 1.0,
+        "baseline": 2.0,
+        "ratio": 2.0,
+        "spread": 0.0,
+        "n": 3,
+        "ok": None,
+    }
+    rows.append("step", json.dumps({**old, "reach": None, "aim": None, "machine": MACHINE}))
+    page.write_page()
+    text = page.PAGE.read_text()
+    assert "| -1.0 points | 0.0 points | no | +0.0 … +0.0 | 0.176 | 2 | in 120% of (a)'s core-seconds |" in text
+    assert "| speed | 1.0 ms | 2.0 ms | 2.0 |  |  |  |  | 0.0 | 3 |  |" in text
 
 
 def test_the_committed_rows_can_all_be_shown(monkeypatch: pytest.MonkeyPatch) -> None:

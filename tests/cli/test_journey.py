@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -61,7 +60,8 @@ def test_a_plan_says_why_something_would_be_computed_again(finished: tuple[Path,
 
 def test_a_plan_says_how_trials_are_packed_into_memory_and_what_earlier_runs_teach(finished: tuple[Path, Any]) -> None:
     folder, _ = finished
-    search = ("--cluster", "none", "--set", f"tasks.mood.search={json.dumps(SEARCH)}")
+    wide = {**SEARCH, "trials": 1024, "generation": 1024}  # fills whatever packs there are
+    search = ("--cluster", "none", "--set", f"tasks.mood.search={json.dumps(wide)}")
     found = {row["step"]: row for row in said(folder, "plan", "plan.yaml", *search, "--json")}
     assert found["prepare mood"]["packing"] is None
     packing = found["search mood"]["packing"]
@@ -76,17 +76,6 @@ def test_a_plan_says_how_trials_are_packed_into_memory_and_what_earlier_runs_tea
     alone = {row["step"]: row for row in said(folder, "plan", "plan.yaml", *search, *solo, "--json")}["search mood"]
     assert alone["packing"]["slots"] == 1 and alone["packing"]["why"].startswith("solo: as asked")
     assert alone["name"] == found["search mood"]["name"]
-
-
-def test_a_plan_that_memory_cannot_hold_is_refused_with_the_figures(finished: tuple[Path, Any]) -> None:
-    folder, _ = finished
-    settings = ("tasks.mood.training.batch_size=65536", "tasks.mood.training.max_length=1048576")
-    done = call(
-        folder, "plan", "plan.yaml", "--cluster", "none", *(word for one in settings for word in ("--set", one))
-    )
-    assert done.returncode == 5, done.stderr
-    figures = r"one slot of .* beside a base of .* and passes of \d+ GB does not fit into"
-    assert re.search(f"train mood/default: memory: {figures}", done.stderr)
 
 
 def test_runs_are_listed_and_shown(finished: tuple[Path, Any]) -> None:

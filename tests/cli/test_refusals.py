@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from petl_ray.bank.memory import Machine
 from petl_ray.scheduling import launch
 from tests.cli.conftest import Ask, Said
 
@@ -89,6 +90,23 @@ def test_a_cluster_that_is_neither_a_short_name_nor_a_file(work: Path, asked: As
     (work / "cluster" / "big.yaml").touch()
     names = "Choose auto, local, none, or a YAML file: cluster/big.yaml."
     refused(asked("plan", "plan.yaml", "--cluster", "foo"), 2, "--cluster foo", names)
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_plan_goes_on_past_what_memory_cannot_hold(
+    work: Path, asked: Ask, as_json: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every step is listed, those that do not fit with the figures; the exit code says that there are some."""
+    monkeypatch.setattr("petl_ray.bank.memory.machine_here", lambda: Machine("cpu", 1e5, 1e5))
+    said = asked("plan", "plan.yaml", "--cluster", "none", *(("--json",) if as_json else ()))
+    refused(said, 5, "train mood/default: memory: one slot of", "for one row at a time", "Lower max_length or packs")
+    if as_json:
+        rows = {row["step"]: row for row in said.json}
+        misfit = rows["train mood/default"]
+        assert "one slot of" in misfit["why"] and misfit["status"] != "hit" and misfit["packing"] is None
+        assert rows["prepare mood"]["why"] and "one slot" not in rows["prepare mood"]["why"]
+    else:
+        assert "prepare mood" in said.out and "one slot of" in said.out
 
 
 @pytest.mark.parametrize("given", ["--file", "-"])

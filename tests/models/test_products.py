@@ -31,7 +31,7 @@ def test_the_gradient_flows_to_the_input_alone() -> None:
     x, weight, bias = torch.randn(8, 5, 32, requires_grad=True), torch.randn(16, 32), torch.randn(16)
     other = x.detach().clone().requires_grad_()
     above = torch.randn(8, 5, 16)
-    frozen_linear(x, weight, bias).backward(above)
+    frozen_linear(x, lambda: weight, bias).backward(above)
     F.linear(other, weight, bias).backward(above)
     assert x.grad is not None and other.grad is not None
     assert torch.allclose(x.grad, other.grad, atol=1e-4)
@@ -43,7 +43,7 @@ def test_the_gradient_flows_to_the_input_alone() -> None:
 def test_a_row_is_the_same_bits_whatever_rows_come_along(inner: int, outer: int, dtype: torch.dtype) -> None:
     """What lets a slot promise that its neighbours change nothing about it; where it is not so, nobody shares a pass."""
     torch.manual_seed(0)
-    if not rows_are_independent([torch.empty(outer, inner, dtype=dtype)]):
+    if not rows_are_independent([((outer, inner), dtype)]):
         pytest.skip("this processor's libraries multiply a row otherwise in other company")
     x, weight, bias = (torch.randn(*shape).to(dtype) for shape in ((1024, inner), (outer, inner), (outer,)))
     whole = linear(x, weight, bias)
@@ -56,4 +56,4 @@ def test_a_library_whose_rows_depend_on_their_company_is_found_out(monkeypatch: 
         return F.linear(x, weight, bias) * (1.0 + 1e-6 * (x.shape[0] % 2))
 
     monkeypatch.setattr(products, "linear", moody)
-    assert not rows_are_independent([torch.empty(24, 40)])
+    assert not rows_are_independent([((24, 40), torch.float32)])

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from petl_ray.errors import CapacityError, DataError, PermanentError
-from petl_ray.orchestration import Placement, ask
+from petl_ray.orchestration import Placement, ask, machines
 from petl_ray.orchestration.placement import VerbResources
+from petl_ray.verb import Resources
 
 ON_RAY = Placement(name="test-ray", ray="auto", cpus=2)
 ROOT = Path(__file__).parents[2]
@@ -49,6 +50,15 @@ def test_a_cluster_answers_by_a_worker_even_while_all_its_cores_are_taken(ray_cl
     (pid,) = ask(ON_RAY, "train", "os:getpid")
     ray.kill(greedy)
     assert pid != os.getpid()
+
+
+def test_the_machines_of_a_placement_say_how_many_packs_share_one(ray_cluster: str) -> None:
+    assert [machine["CPU"] for machine in machines(ON_RAY)] == [2.0]
+    here = machines(Placement(ray="local", cpus=5))
+    assert here == [{"CPU": 5.0}]
+    assert [Resources(cpus=2, packs=packs).beside(here) for packs in (1, 2, 9)] == [1, 2, 2]
+    two = [{"CPU": 2.0}, {"CPU": 8.0}]  # nine packs over both, and no more than eight on one
+    assert (Resources(packs=9).beside(two), Resources(cpus=16).beside(two)) == (8, 1)
 
 
 def test_a_cluster_without_what_the_verb_is_given_is_refused(ray_cluster: str) -> None:

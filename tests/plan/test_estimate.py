@@ -18,7 +18,7 @@ from petl_ray.tuning import SearchSpec
 from petl_ray.verb import Resources
 from tests.training.questions import locked, recipe
 
-HERE = Machine("cpu", 10**9)
+HERE = Machine("cpu", 10**10)
 BY_MEMORY = Resources(packs=2, slots=8, slots_by_memory=True)
 
 
@@ -35,7 +35,7 @@ def test_a_step_that_trains_nothing_costs_nothing() -> None:
 
 
 def test_a_search_is_told_with_its_packs_in_the_share_of_the_machine_that_each_has(tiny_bert: Path) -> None:
-    told = estimate(search(recipe(locked(tiny_bert))), BY_MEMORY, "classification", HERE)
+    told = estimate(search(recipe(locked(tiny_bert))), BY_MEMORY, "classification", HERE, beside=2, under_way=16)
     packing = told["packing"]
     assert (packing["engine"], packing["slots"], packing["packs"]) == ("packed", 8, 2)
     assert packing["machine_bytes"] == HERE.bytes // 2 and packing["calibration"] == "not calibrated"
@@ -55,6 +55,7 @@ def test_the_sketch_of_a_plan_and_the_session_that_trains_tell_the_same(
     there = session.footprint(spec, 0 if causal else 16)
     session.close()
     assert (packing["slot_bytes"], packing["pass_bytes"]) == (there["slot_bytes"], there["pass_bytes"]) > (0, 0)
+    assert there["row_bytes"] < there["pass_bytes"] and there["state_bytes"] == there["slot_bytes"]
     assert packing["base_bytes"] == pytest.approx(there["base_bytes"], rel=0.05)
 
 
@@ -63,13 +64,40 @@ def test_without_a_machine_there_is_no_packing(tiny_bert: Path) -> None:
     assert told["packing"] is None and told["memory_bytes"] > 0
 
 
+def test_a_search_alone_has_no_more_slots_than_a_generation_fills(tiny_bert: Path) -> None:
+    for machine in (HERE, None):
+        told = estimate(search(recipe(locked(tiny_bert))), BY_MEMORY, "classification", machine)
+        wider = estimate(search(recipe(locked(tiny_bert)), generation=16), BY_MEMORY, "classification", machine)
+        assert told["memory_bytes"] < wider["memory_bytes"]
+        assert machine is None or (told["packing"]["slots"], wider["packing"]["slots"]) == (2, 8)
+
+
+def test_workers_divide_the_rows_of_a_step(tiny_bert: Path) -> None:
+    """And with gradients accumulated they divide these rows first."""
+    spec = recipe(locked(tiny_bert), batch_size=64, max_length=128)
+    four = Resources(slots=4, workers=4)
+    alone, spread = (estimate(spec, given, "classification", HERE)["packing"] for given in (Resources(), four))
+    assert spread["pass_bytes"] * 4 == alone["pass_bytes"] and spread["slots"] == 1
+    more = recipe(locked(tiny_bert), batch_size=64, max_length=128, gradient_accumulation=4)
+    assert estimate(more, four, "classification", HERE)["packing"]["pass_bytes"] == alone["pass_bytes"]
+
+
+def test_a_batch_that_is_too_large_for_the_machine_trains_alone_and_is_not_refused(tiny_bert: Path) -> None:
+    spec = recipe(locked(tiny_bert), batch_size=65536)
+    packing = estimate(spec, Resources(slots_by_memory=True), "classification", Machine("cpu", 10**8))["packing"]
+    assert packing["slots"] == 1 and "it trains alone, in smaller passes" in packing["why"]
+    fixed = estimate(spec, Resources(slots=3), "classification", Machine("cpu", 10**8))["packing"]
+    assert fixed["slots"] == 3 and fixed["why"].startswith("3 slots as placed, but one slot of")
+
+
 def test_what_earlier_runs_took_is_told_and_counts(tiny_bert: Path) -> None:
     base = locked(tiny_bert)
-    took = {"base": base_name(base), "device": "cpu", "run": "r", "estimated_bytes": 10, "measured_bytes": 20}
+    took = {"base": base_name(base), "device": "cpu", "run": "r", "state_bytes": 10}
+    took |= {"estimated_bytes": 20, "measured_bytes": 30}
     plain, taught = (
         estimate(recipe(base), Resources(), "classification", HERE, measured)["packing"] for measured in ([], [took])
     )
-    assert all(taught[name] == 2 * plain[name] > 0 for name in ("slot_bytes", "pass_bytes"))
+    assert taught["slot_bytes"] == plain["slot_bytes"] > 0 and taught["pass_bytes"] == 2 * plain["pass_bytes"] > 0
     assert (plain["calibration"], taught["calibration"]) == ("not calibrated", "calibrated from 1 run (x 2)")
 
 

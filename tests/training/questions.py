@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from tests.plainstep import PlainStep
 SIGNS = {"bad": ("awful", "hate", "broken"), "good": ("great", "love", "thanks"), "plain": ("email", "box", "account")}
 
 
-def locked(directory: Path, precision: str = "fp32") -> LockedBase:
+def locked(directory: Path, precision: str = "fp32", quantization: str = "none") -> LockedBase:
     """The tiny base in `directory`, pinned."""
-    return resolve(BaseSpec.model_validate({"source": str(directory), "precision": precision}))
+    fields = {"source": str(directory), "precision": precision, "quantization": quantization}
+    return resolve(BaseSpec.model_validate(fields))
 
 
 def classification_rows(count: int, seed: int, labels: int = 3) -> list[dict[str, Any]]:
@@ -49,7 +51,7 @@ def dataset(step: PlainStep, *, task: str = "moods", labels: int = 3, rows: int 
     """A Dataset kept below the step's root."""
     task_type = "causal_lm" if causal else "classification"
     names = [] if causal else sorted(SIGNS)[:labels]
-    make = (lambda n, s: completion_rows(n, s)) if causal else (lambda n, s: classification_rows(n, s, labels))
+    make = completion_rows if causal else partial(classification_rows, labels=labels)
     splits = {"train": make(rows, 1), "validation": make(32, 2), "test": make(8, 3)}
     for split, lines in splits.items():
         (step.out / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -125,6 +125,32 @@ def test_fifty_steps_of_minilm_in_a_crowd_are_fifty_steps_alone(minilm: str, roo
     assert equal(alone["weights"], beside["weights"])
 
 
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_packed_base_shares_its_passes_and_no_bit_changes(
+    kind: str, precision: str, tiny_bert: Path, tiny_llama: Path, root: PlainStep
+) -> None:
+    causal = kind == "decoder"
+    base = locked(tiny_llama if causal else tiny_bert, precision, "nf4")
+    task_type, data = "causal_lm" if causal else "classification", root.fetch(dataset(root, rows=60, causal=causal))
+
+    def asks(**changes: Any) -> TrainSpec:
+        return recipe(base, task_type=task_type, batch_size=2, **changes)
+
+    spec = asks(method={"kind": "lora", "rank": 5, "targets": "all-linear", "dropout": 0.1})
+    company = [
+        (asks(method={"kind": "lora", "rank": 3}, seed=1), 0, 99),
+        (asks(method={"kind": "bottleneck", "size": 3}, seed=2), 1, 6),
+        (asks(method={"kind": "ia3"}, seed=3), 2, 99),
+    ]
+    session = open_session(spec, 4, 1)
+    alone, beside = weights_after(session, spec, data, 10), weights_after(session, spec, data, 10, company)
+    if Sharing.of(session.loaded).shared:
+        assert beside["shared"] > 4
+    session.close()
+    assert equal(alone["weights"], beside["weights"])
+
+
 def test_what_is_not_finite_stays_where_it_is(tiny: tuple[LockedBase, str, Path]) -> None:
     """A neighbour that turns to NaN stops alone; the rest have the bits they have where it stopped in good health."""
     base, task_type, data = tiny

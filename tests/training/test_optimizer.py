@@ -22,15 +22,18 @@ CHANGES: list[dict[str, Any]] = [
     {"learning_rate": 1e-3, "head_learning_rate": 5e-3, "epsilon": 1e-4, "method": {"kind": "bottleneck", "size": 3}},
 ]
 STEPS = 6
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
 
 def gradients_of(slot: int, step: int, size: int) -> torch.Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(100 * slot + step))
 
 
-def together(step: Callable[[Sequence[Stride]], None], base: Any, slots: Sequence[int]) -> list[torch.Tensor]:
+def together(
+    step: Callable[[Sequence[Stride]], None], base: Any, slots: Sequence[int], device: str
+) -> list[torch.Tensor]:
     """The values of each slot after some steps taken side by side."""
-    loaded = load_base(base, "classification")
+    loaded = load_base(base, "classification", device)
     bank = Bank(loaded, slots=len(CHANGES))
     specs = [recipe(base, **change) for change in CHANGES]
     for slot, spec in enumerate(specs):
@@ -47,9 +50,9 @@ def together(step: Callable[[Sequence[Stride]], None], base: Any, slots: Sequenc
     return values
 
 
-def by_torch(base: Any, slot: int) -> torch.Tensor:
+def by_torch(base: Any, slot: int, device: str) -> torch.Tensor:
     """The same by torch.optim.AdamW over the slot's own parameters."""
-    bank = Bank(load_base(base, "classification"), slots=1)
+    bank = Bank(load_base(base, "classification", device), slots=1)
     spec = recipe(base, **CHANGES[slot])
     bank.fill(0, spec.method, 3, seed=slot)
     flat = bank.flat(0)
@@ -63,7 +66,7 @@ def by_torch(base: Any, slot: int) -> torch.Tensor:
     adamw = torch.optim.AdamW(groups, betas=(spec.beta1, spec.beta2), eps=spec.epsilon)
     members = [one["params"][0] for one in groups]
     for turn in range(STEPS):
-        gradients = gradients_of(slot, turn, flat.values.numel())
+        gradients = gradients_of(slot, turn, flat.values.numel()).to(device)
         if spec.gradient_clip:
             gradients *= min(1.0, spec.gradient_clip / float(gradients.norm()))
         for member, (start, stop) in zip(members, flat.groups.values(), strict=True):
@@ -94,14 +97,21 @@ def in_lists(strides: Sequence[Stride]) -> None:
         optimizer.foreach(held)
 
 
-@pytest.mark.parametrize("step", [stride, in_lists], ids=["each", "lists"])
-def test_every_slot_steps_as_torch_would_step_it_alone(base: Any, step: Any) -> None:
-    for slot, values in enumerate(together(step, base, range(len(CHANGES)))):
-        torch.testing.assert_close(values, by_torch(base, slot), rtol=1e-5, atol=1e-7)
+WAYS = pytest.mark.parametrize(
+    ("step", "device"),
+    [(stride, "cpu"), (in_lists, "cpu"), pytest.param(stride, "cuda", marks=GPU)],
+    ids=["each", "lists", "on a GPU"],
+)
 
 
-@pytest.mark.parametrize("step", [stride, in_lists], ids=["each", "lists"])
-def test_no_slot_has_other_bits_because_another_steps_beside_it(base: Any, step: Any) -> None:
-    whole = together(step, base, range(len(CHANGES)))
+@WAYS
+def test_every_slot_steps_as_torch_would_step_it_alone(base: Any, step: Any, device: str) -> None:
+    for slot, values in enumerate(together(step, base, range(len(CHANGES)), device)):
+        torch.testing.assert_close(values, by_torch(base, slot, device), rtol=1e-5, atol=1e-7)
+
+
+@WAYS
+def test_no_slot_has_other_bits_because_another_steps_beside_it(base: Any, step: Any, device: str) -> None:
+    whole = together(step, base, range(len(CHANGES)), device)
     for slot in range(len(CHANGES)):
-        assert torch.equal(together(step, base, [slot])[0], whole[slot])
+        assert torch.equal(together(step, base, [slot], device)[0], whole[slot])

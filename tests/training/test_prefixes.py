@@ -10,8 +10,9 @@ import torch
 
 from petl_ray.bank import Bank
 from petl_ray.models import load_base
-from petl_ray.training import prefixes
+from petl_ray.training import prefixes, rounds
 from petl_ray.training.session import open_session
+from petl_ray.training.sharing import Sharing
 from petl_ray.training.spec import TrainSpec
 from tests.plainstep import PlainStep
 from tests.training.questions import dataset, locked, recipe
@@ -81,6 +82,73 @@ def test_what_was_not_kept_is_computed_again_with_the_same_bits(
     again = Work(spec, data)
     assert again.rows > kept.rows
     assert all(torch.equal(again.weights[name], weights) for name, weights in kept.weights.items())
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_rows_states_are_the_same_bits_in_any_company(tiny_bert: Path, quantization: str) -> None:
+    """Of short rows above all: products with few rows are summed up in another order."""
+    loaded = load_base(locked(tiny_bert, quantization=quantization), "classification", "cpu")
+    if not Sharing.of(loaded).shared:
+        pytest.skip("rows share no pass on this processor")
+    bank = Bank(loaded, slots=1)
+    ids = torch.randint(5, 90, (8, 3), generator=torch.Generator().manual_seed(0))
+    together = bank.frozen_states(2, ids, torch.ones_like(ids), {}).values
+    for row in range(8):
+        alone = bank.frozen_states(2, ids[row : row + 1], torch.ones(1, 3, dtype=torch.long), {}).values
+        assert torch.equal(alone[0], together[row])
+    bank.detach()
+
+
+@pytest.mark.parametrize(("joined", "passes"), [(4096, 1), (0, 3)])
+def test_where_any_rows_may_share_a_pass_small_ones_begin_together_at_the_least_depth(
+    made: Any, joined: int, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rule of GPUs, tried on a CPU."""
+    monkeypatch.setattr(rounds, "JOINED_TOKENS", joined)
+    anybody = Sharing(shared=True, alike=False, tokens=None)
+    alone, beside, plans = {}, {}, []
+    for together in (False, True):
+        spec, data = made("encoder", HEAD, batch_size=2)
+        session = open_session(spec, 3, 1)
+        session._sharing = anybody
+        for key, method in (("head", HEAD), ("upper", UPPER), ("whole", WHOLE)):
+            session.admit(key, recipe(spec.base, method=method, batch_size=2), data)
+        live = [session.occupant(key) for key in ("head", "upper", "whole")]
+        if together:
+            plans = rounds.plan_rounds(live, None, anybody)
+            assert rounds.round_depth([(each, [0]) for each in live[:2]]) == 1
+            session.advance({"head": 0.1, "upper": 0.1, "whole": 0.1})
+        else:
+            for each in live:
+                session.advance({each.key: 0.1})
+        for each in live:
+            (beside if together else alone)[each.key] = session._bank.state(each.slot)
+        session.close()
+    assert len(plans) == passes and [len(one) for one in plans] == [3 // passes] * passes
+    for key, weights in alone.items():
+        for name, value in weights.items():
+            torch.testing.assert_close(beside[key][name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_two_that_begin_at_different_depths_skip_what_is_frozen_for_both(made: Any) -> None:
+    spec, data = made("encoder", HEAD)
+    session = open_session(spec, 2, 1)
+    session._sharing = Sharing(shared=True, alike=False, tokens=None)
+    for key, method in (("head", HEAD), ("upper", UPPER)):
+        session.admit(key, recipe(spec.base, method=method), data)
+    depths: list[int] = []
+    inner = session._bank._prefix.resumed
+
+    def seen(states: Any) -> Any:
+        depths.append(states.depth if states else 0)
+        return inner(states)
+
+    session._bank._prefix.resumed = seen  # type: ignore[method-assign]
+    for key in ("head", "upper"):
+        session.aim(key, 1.0)
+    session.turn()
+    session.close()
+    assert depths == [1]
 
 
 def test_a_slot_that_adapts_the_lowest_layer_has_no_prefix(made: Any) -> None:

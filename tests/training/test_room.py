@@ -6,7 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from petl_ray.artifact import Adapter
+from petl_ray.bank.memory import Machine
 from petl_ray.errors import CapacityError
 from petl_ray.training import train
 from petl_ray.verb import Question, Resources
@@ -20,8 +23,27 @@ def told(step: PlainStep) -> list[dict[str, Any]]:
     return [facts for name, facts in step.events if name == "train.slots"]
 
 
+@pytest.fixture
+def small_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("petl_ray.training.session.machine_here", lambda: Machine("cpu", 4e9, 3e9))
+
+
+@pytest.mark.usefixtures("small_host")
+def test_a_batch_that_does_not_fit_trains_alone_where_a_row_does(tiny_bert: Path, tmp_path: Path) -> None:
+    """What memory cannot hold is cut as it runs out; slots that are placed in numbers are left at that."""
+    for name, given in (("by-memory", BY_MEMORY), ("fixed", replace(BY_MEMORY, slots_by_memory=False))):
+        step = PlainStep(tmp_path / name, resources=given)
+        spec = recipe(locked(tiny_bert), epochs=0.5, batch_size=65536, max_length=64)
+        adapter = train(spec, dataset(step), step=step)
+        assert [event["slots"] for event in told(step)] == ([1] if given.slots_by_memory else [])
+        assert all("it trains alone, in smaller passes" in event["why"] for event in told(step))
+        memory = adapter.about["memory"]
+        assert memory["state_bytes"] < memory["estimated_bytes"] < 100e6 < 4e9  # of the passes that were made
+
+
+@pytest.mark.usefixtures("small_host")
 def test_all_questions_of_a_training_are_held_against_memory(tiny_bert: Path, tmp_path: Path) -> None:
-    """One that does not fit fails alone; who trains is told how many share the process."""
+    """One of which not even a row fits fails alone; who trains is told how many share the process."""
     base = locked(tiny_bert)
     specs = [recipe(base, epochs=0.5), recipe(base, epochs=0.5, batch_size=65536, max_length=1 << 20)]
     steps = [PlainStep(tmp_path / str(index), resources=BY_MEMORY) for index in range(2)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def test_packed_and_solo_end_in_the_same_digest_and_later_estimates_learn_from_w
         outcome = search.using(train=real_train)(spec, dataset(step, rows=32), step=step)
         assert isinstance(outcome, Trial)
         (event,) = told(step, "search.engine")
-        assert event["why"].startswith("packed: 8 slots of" if engine == "auto" else "solo: as asked; one slot of")
+        assert event["why"].startswith("packed: 4 slots of" if engine == "auto" else "solo: as asked; one slot of")
         assert outcome.about["engine"]["why"] in event["why"] and event["slots"] == outcome.about["engine"]["slots"]
         memory = outcome.about["memory"]
         assert memory["slots"] == 1 if engine == "solo" else memory["slots"] > 1
@@ -68,6 +69,55 @@ def test_what_does_not_fit_is_refused_before_it_trains_and_leaves_the_others_alo
     assert isinstance(huge, CapacityError) and "a base of 1000 GB does not fit into 10 GB" in str(huge)
     assert not told(steps[0], "search.rung") and not told(steps[0], "search.engine")
     assert isinstance(mini, Trial) and mini.about["engine"]["engine"] == "packed"
+
+
+def test_searches_whose_bases_have_no_room_beside_one_another_have_their_turns(
+    ray_cluster: str, tmp_path: Path
+) -> None:
+    """Of 10 GB each base takes 6: those over the first are searched, then those over the second, each as if alone."""
+    log = tmp_path / "log"
+    bases = ("big-a", "big-b", "big-a")
+    steps = [PlainStep(tmp_path / str(index)) for index in range(len(bases))]
+    limits = {"memory_bytes": 1 << 20}  # weighed at a pack, in turn too
+    questions = [
+        Question(str(index), ask(MiniSpec(base=base, seed=index, log=str(log)), trials=3, limits=limits), (rows(step),))
+        for index, (base, step) in enumerate(zip(bases, steps, strict=True))
+    ]
+    found = list(dict(search_all(questions, steps, train=train)).values())
+    assert all(isinstance(one, Trial) and one.about["engine"]["base_bytes"] == 6 * 10**9 for one in found)
+    order_of = [line.split("/")[0] for line in log.read_text().splitlines()]
+    assert set(order_of) == {"q0", "q1", "q2"} and set(order_of[order_of.index("q1") :]) == {"q1"}
+    alone = PlainStep(tmp_path / "alone")
+    (second,) = dict(search_all([replace(questions[1], inputs=(rows(alone),))], [alone], train=train)).values()
+    assert isinstance(second, Trial) and second.digest == found[1].digest
+
+
+def test_a_pack_closes_a_session_before_it_looks_at_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody knows yet whether both have room."""
+    open_now: set[MiniSession] = set()
+    most: list[int] = []
+    opened, closed = MiniSession.__init__, MiniSession.close
+
+    def open_session(session: MiniSession, slots: int) -> None:
+        opened(session, slots)
+        open_now.add(session)
+        most.append(len(open_now))
+
+    def close(session: MiniSession) -> None:
+        closed(session)
+        open_now.discard(session)
+
+    monkeypatch.setattr(MiniSession, "__init__", open_session)
+    monkeypatch.setattr(MiniSession, "close", close)
+    pack = Pack("tests.tuning.fake_training.session:open_session", slots=4, threads=1)
+    pack.put_data("q0", {"train.jsonl": b"rows"})
+    found = pack.footprints([order(0, "mini"), order(1, "mini"), order(2, "other")])
+    assert most == [1, 1] and len({one["session"] for one in found}) == 2
+    assert pack.advance(order(3, "other"))["steps"] == 25
+    pack.leave_sessions()
+    assert pack.advance(order(4, "mini"))["steps"] == 25
+    assert len(open_now) == 1 and most == [1, 1, 1]
+    pack.close()
 
 
 def order(number: int, base: str) -> Order:

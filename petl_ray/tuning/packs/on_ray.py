@@ -9,9 +9,10 @@ from typing import Any, cast
 
 import ray
 
+from petl_ray.bank.memory import Machine, Takes
 from petl_ray.errors import CapacityError, PermanentError, PetlRayError
 from petl_ray.tuning.hunt import Hunt
-from petl_ray.tuning.layout import Demand, Layout, lay_out
+from petl_ray.tuning.layout import Demand, Layout, largest, lay_out, most_each, trials_under_way
 from petl_ray.tuning.ledger import Files
 from petl_ray.tuning.pack import Order, Pack
 from petl_ray.verb import Resources
@@ -42,7 +43,8 @@ class PackActor:
 class Packs:
     """The pack actors: asked for when first needed, used as they come up, replaced where one is lost.
 
-    The first that is up loads the base and says what trials take beside it; then all are laid out alike.
+    The first that is up loads the base and says what trials take beside it; then all are laid out alike. Searches whose
+    sessions have no room beside one another have their turns one after the other.
 
     Nothing here waits for an actor that is not up, since its cores may be held by others for ever. A search goes on
     with the packs there are; those that come later join.
@@ -50,6 +52,7 @@ class Packs:
 
     def __init__(self, hunts: list[Hunt], resources: Resources, door: str) -> None:
         self._hunts = {hunt.name: hunt for hunt in hunts}
+        self._turn, self._later = hunts, list[list[Hunt]]()
         self._resources, self._door = resources, door
         self._prefix = f"petl-ray-pack-{hunts[0].step.name[:12]}-{uuid.uuid4().hex[:8]}"
         self._asked = max(1, resources.packs)
@@ -70,9 +73,14 @@ class Packs:
     @property
     def lanes_each(self) -> int:
         """Orders that one pack is given at a time: one a slot, and one that waits for the next free slot."""
+        busy = most_each(trials_under_way(hunt.spec for hunt in self._turn), max(1, self.count))
         if self._layout is not None:
-            return self._layout.slots + 1
-        return 2 if self._resources.slots_by_memory else self._resources.slots + 1
+            return min(self._layout.slots + 1, busy)
+        return min(2 if self._resources.slots_by_memory else self._resources.slots + 1, busy)
+
+    def defers(self, search: str) -> bool:
+        """Whether a search waits for its turn."""
+        return any(hunt.name == search for turn in self._later for hunt in turn)
 
     def look(self, patience_s: float = 0.0) -> None:
         """See which packs came up, waiting for the first of them no longer than `patience_s`."""
@@ -90,6 +98,8 @@ class Packs:
             for hunt in self._hunts.values():
                 if not hunt.over:
                     hunt.placed(self._told, self._asked)
+        if self._later and all(hunt.over for hunt in self._turn):
+            self._next_turn()
         if self._layout is None and self.count:
             self._lay_out()
 
@@ -168,25 +178,36 @@ class Packs:
 
     def close(self) -> None:
         """End the actors, after hearing what their slots took."""
-        if any(hunt.race.error is None for hunt in self._hunts.values()):
-            asked = [
-                pack.actor.memory.options(concurrency_group="desk").remote() for pack in self._packs.values() if pack.up
-            ]
-            for answer in ray.wait(asked, num_returns=len(asked), timeout=_FIGURES_S)[0] if asked else ():
-                with suppress(ray.exceptions.RayError):  # it was lost, and nothing is owed any more
-                    self._measured(ray.get(answer))
+        self._hear_figures()
         for pack in self._packs.values():
             ray.kill(pack.actor)
         self._packs.clear()
 
-    def _measured(self, memory: dict[str, Any]) -> None:
-        for hunt in self._hunts.values():
-            if memory:
-                hunt.measured(memory)
+    def _hear_figures(self) -> None:
+        """Tell the searches whose turn it is what their slots took."""
+        if all(hunt.race.error is not None for hunt in self._turn):
+            return
+        asked = [
+            pack.actor.memory.options(concurrency_group="desk").remote() for pack in self._packs.values() if pack.up
+        ]
+        for answer in ray.wait(asked, num_returns=len(asked), timeout=_FIGURES_S)[0] if asked else ():
+            with suppress(ray.exceptions.RayError):  # it was lost, and nothing is owed any more
+                if memory := ray.get(answer):
+                    for hunt in self._turn:
+                        hunt.measured(memory)
+
+    def _next_turn(self) -> None:
+        """The next searches, in packs without a session."""
+        self._hear_figures()
+        self._turn, self._layout, self._figures = self._later.pop(0), None, None
+        for pack in self._packs.values():
+            pack.laid_out = False
+            if pack.up:
+                pack.actor.leave_sessions.options(concurrency_group="desk").remote()
 
     def _lay_out(self) -> None:
         """Ask a pack for its figures, and when they have come decide how trials are laid out in all of them."""
-        hunts = [hunt for hunt in self._hunts.values() if not hunt.over]
+        hunts = [hunt for hunt in self._turn if not hunt.over]
         if self._figures is None and hunts:
             index = next(index for index, pack in self._packs.items() if pack.up)
             orders = [hunt.sizes() for hunt in hunts]
@@ -201,7 +222,8 @@ class Packs:
             self._gone(index, error)
 
     def _decide(self, of: list[tuple[Hunt, int]], figures: list[dict[str, Any]]) -> None:
-        """Lay out what fits; a search that would not fit if it were alone fails alone."""
+        """Lay out what fits, session by session where it does not fit together; a search that would not fit if it were
+        alone fails alone."""
         engine, beside, measured = of[0][0].spec.engine, _beside(self._resources), []
         with suppress(PetlRayError):  # it only makes the estimate better
             measured = of[0][0].step.remembered("memory")
@@ -214,13 +236,22 @@ class Packs:
                 going.append((hunt, demands))
             except PetlRayError as error:
                 hunt.fail(error)
-        together = [demand for _, demands in going for demand in demands]
+
+        def together(turn: list[tuple[Hunt, list[Demand]]]) -> Layout:
+            demands = [demand for _, mine in turn for demand in mine]
+            trials = trials_under_way(hunt.spec for hunt, _ in turn)
+            return lay_out(engine, self._resources, beside, demands, measured, trials)
+
         try:
-            self._layout = lay_out(engine, self._resources, beside, together, measured)
-        except PetlRayError as error:
-            for hunt, _ in going:
-                hunt.fail(error)
-            return
+            self._layout = together(going)
+        except CapacityError:
+            turns: dict[str, list[tuple[Hunt, list[Demand]]]] = {}
+            for hunt, demands in going:
+                turns.setdefault(demands[0].session if demands else "", []).append((hunt, demands))
+            going, *later = turns.values()
+            self._later = [[hunt for hunt, _ in turn] for turn in later]
+            self._turn = [hunt for hunt, _ in going]
+            self._layout = together(going)
         for hunt, _ in going:
             hunt.laid_out(self._layout, self._asked)
 
@@ -276,18 +307,23 @@ def _demand(hunt: Hunt, figures: list[dict[str, Any]]) -> Demand:
     """What one search takes, the recipe first; a trial over its limit of memory is never trained."""
     limit = hunt.spec.limits.memory_bytes
     known = [one for one in figures if "refused" not in one]
-    within = [one for one in known if limit is None or one["slot_bytes"] + one["pass_bytes"] <= limit] or known[:1]
+    within = [one for one in known if limit is None or one["slot_bytes"] + one["pass_bytes"] <= limit]
+    recipe = figures[0]
     return Demand(
-        **figures[0],
-        widest_bytes=max(one["slot_bytes"] for one in within),
-        widest_pass_bytes=max(one["pass_bytes"] for one in within),
+        session=recipe["session"],
+        base=recipe["base"],
+        device=recipe["device"],
+        base_bytes=recipe["base_bytes"],
+        recipe=Takes.told(recipe),
+        widest=largest(Takes.told(one) for one in (recipe, *within)),
+        machine=Machine(recipe["device"], recipe["machine_bytes"], recipe["free_bytes"]),
+        shared=recipe["shared"],
     )
 
 
 def _beside(resources: Resources) -> int:
     """The most packs that share one machine."""
-    machines = [machine["Resources"] for machine in ray.nodes() if machine["Alive"]]
-    return max(1, min(resources.packs, max((resources.fit([machine]) for machine in machines), default=1)))
+    return resources.beside(machine["Resources"] for machine in ray.nodes() if machine["Alive"])
 
 
 def refuse_what_cannot_be(resources: Resources) -> None:

@@ -75,18 +75,25 @@ class MiniSession:
         return {"trained_share": size / 1000, "memory_bytes": float(size * 1024)}
 
     def footprint(self, spec: Spec, labels: int) -> dict[str, Any]:
+        base = cast("MiniSpec", spec).base
         return {
-            "base": cast("MiniSpec", spec).base,
+            "base": base,
             "device": "cpu",
-            "base_bytes": 10**12 if cast("MiniSpec", spec).base == "huge" else 10**6,
+            "base_bytes": {"huge": 10**12, "big-a": 6 * 10**9, "big-b": 6 * 10**9}.get(base, 10**6),
             "slot_bytes": self.estimate(spec, labels)["memory_bytes"],
             "pass_bytes": 0,
+            "state_bytes": self.estimate(spec, labels)["memory_bytes"],
+            "row_bytes": 0,
             "machine_bytes": 10**10,
+            "free_bytes": None,
             "shared": True,
         }
 
     def memory(self) -> dict[str, Any]:
         return {}
+
+    def close(self) -> None:
+        self._slots.clear()
 
     def _advance(self, slot: Slot, target: float, key: str) -> dict[str, float]:
         began, goal = slot.step, round(target * HORIZON)
