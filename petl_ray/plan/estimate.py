@@ -81,8 +81,7 @@ def _demand(recipes: Sequence[TrainSpec], task_type: TaskType, machine: Machine 
     base = recipes[0].base
     loaded = _skeleton(base, task_type)
     machine = machine or Machine("cpu", 0)
-    shared = machine.device != "cpu" or base.quantization == "none"  # of a CPU only trying tells; most can
-    needs = [_takes(loaded, recipe, task_type, machine.device, shared, workers) for recipe in recipes]
+    needs = [_takes(loaded, recipe, task_type, machine.device, workers) for recipe in recipes]
     return Demand(
         session=task_type,
         base=base_name(base),
@@ -91,16 +90,16 @@ def _demand(recipes: Sequence[TrainSpec], task_type: TaskType, machine: Machine 
         recipe=needs[0],
         widest=largest(needs),
         machine=machine,
-        shared=shared,
+        shared=True,  # of a CPU only trying tells; most can
     )
 
 
-def _takes(loaded: Any, spec: TrainSpec, task_type: TaskType, device: str, shared: bool, workers: int) -> Takes:
+def _takes(loaded: Any, spec: TrainSpec, task_type: TaskType, device: str, workers: int) -> Takes:
     from petl_ray.methods import count_parameters
     from petl_ray.training.memory import steps_of
 
     parameters = count_parameters(loaded.model, spec.method, _LABELS if task_type == "classification" else 0)
-    return takes(loaded, device, parameters, steps_of(loaded, spec, workers), shared and workers == 1)
+    return takes(loaded, device, parameters, steps_of(loaded, spec, workers), shared=workers == 1)
 
 
 @lru_cache(maxsize=4)
