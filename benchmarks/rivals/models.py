@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +93,3 @@ def tokenizer_of(source: str) -> Any:
 def label_count(folder: Path) -> int:
     """How many labels the prepared rows have."""
     return len(labels(folder))
-
-
-def accuracy(guesses: Sequence[int], truth: Sequence[int]) -> float:
-    """The share of guesses that are right."""
-    return sum(one == other for one, other in zip(guesses, truth, strict=True)) / len(truth)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -170,22 +170,19 @@ def plan_slots(
     most: int,
     pass_bytes: float = 0.0,
     least_bytes: float | None = None,
-    lanes: int = 0,
-    lane_bytes: float = 0.0,
+    beside_bytes: Callable[[int], float] = lambda slots: 0.0,
 ) -> SlotPlan:
     """How many slots of `slot_bytes`, `most` at the most, one process holds beside its base in `machine_bytes`.
 
-    `pass_bytes` are for the activations of passes that follow one another. Every slot, and one order that waits, has a
-    lane of `lane_bytes`, `lanes` at the most.
+    `pass_bytes` are for the activations of passes that follow one another; `beside_bytes` tells what else so many slots
+    take on the machine.
 
     A tenth of the memory is left alone. Where one slot has no room, but `least_bytes` have, which it takes with a single
     row a pass, one slot is planned: passes are halved as memory runs out. Raises CapacityError where they have none.
     """
     room = machine_bytes * USABLE - base_bytes
     left, each = room - pass_bytes, max(1.0, slot_bytes)
-    fit = next(
-        (n for n in range(most + 1, 0, -1) if n * each + min(n + 1, lanes) * lane_bytes <= left), int(each <= left)
-    )
+    fit = next((n for n in range(most + 1, 0, -1) if n * each + beside_bytes(n) <= left), int(each <= left))
     slot, base, machine = (told_bytes(count) for count in (slot_bytes, base_bytes, machine_bytes))
     base += f" and passes of {told_bytes(pass_bytes)}" if pass_bytes else ""
     if fit < 1:

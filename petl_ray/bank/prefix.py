@@ -20,6 +20,8 @@ from petl_ray.methods.sites import Anatomy
 from petl_ray.models.loading import LoadedBase
 
 PROBE_TOKENS = 4
+# what a model's own code raises where it is handed something else than it expects
+_MISUNDERSTOOD = (ValueError, TypeError, AttributeError, LookupError, AssertionError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,9 @@ class FrozenPrefix:
             return False
         try:
             return self._tried(depth)
-        except (torch.OutOfMemoryError, MemoryError):
+        except torch.OutOfMemoryError:
             raise
-        except Exception:  # noqa: BLE001 - a model whose layers talk to each other otherwise begins at the beginning
+        except _MISUNDERSTOOD:  # layers that talk to each other otherwise: their passes begin at the beginning
             return False
 
     def _tried(self, depth: int) -> bool:

@@ -26,7 +26,7 @@ def frozen_matrix(module: nn.Module) -> Matrix | None:
 
     bitsandbytes has no kernel of its own for many rows on a CPU: it unpacks the matrix and multiplies through MKL. The
     same numbers multiplied here, measured on an EPYC with AVX-512, one thread, 256 and 1,024 rows, the unpacking
-    included: in fp32 1.7 to 2.9 times as fast for 384 x 384 to 5632 x 2048, in bf16 equally fast.
+    included: in fp32 1.7 to 2.2 times as fast for 384 x 384 to 5632 x 2048, in bf16 equally fast.
     """
     if type(module) is nn.Linear:
         return partial(module.get_parameter, "weight")

@@ -94,9 +94,14 @@ def lay_out(
     widest = _together((demand.session, demand.widest.calibrated(calibration)) for demand in demands)
     alone = len({demand.session for demand in demands}) == 1
     least = max(demand.recipe.least_bytes for demand in demands) if alone else None
-    lane_bytes = LANE_BYTES if first.device == "cpu" else 0  # they live beside a GPU
+
+    def lanes_bytes(slots: int) -> float:
+        return (
+            min(slots + 1, busy) * LANE_BYTES if first.device == "cpu" else 0.0
+        )  # beside a GPU they take nothing of it
+
     try:
-        plan = plan_slots(base, widest.slot_bytes, share, most, widest.pass_bytes, None, busy, lane_bytes)
+        plan = plan_slots(base, widest.slot_bytes, share, most, widest.pass_bytes, None, lanes_bytes)
     except CapacityError:  # the largest trials may fail, each alone; without room for the recipe there is no search
         plan = plan_slots(base, recipe.slot_bytes, share, 1, recipe.pass_bytes, least)
         if (wide := widest.slot_bytes + widest.pass_bytes) > recipe.slot_bytes + recipe.pass_bytes:

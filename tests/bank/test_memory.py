@@ -64,11 +64,14 @@ def test_what_fits_a_row_at_a_time_trains_alone_and_only_what_does_not_is_refuse
         plan_slots(8 * GB, 9 * GB, 16 * GB, 4, least_bytes=7 * GB)
 
 
-def test_every_slot_and_one_order_that_waits_have_lanes_that_never_refuse() -> None:
-    assert [plan_slots(1 * GB, 1 * GB, 10 * GB, 8, lanes=lanes, lane_bytes=GB).slots for lanes in (0, 1, 4, 9)] == [
-        8, 7, 4, 3,
-    ]  # fmt: skip
-    assert plan_slots(1 * GB, 7 * GB, 10 * GB, 8, lanes=9, lane_bytes=GB).slots == 1
+@pytest.mark.parametrize(("most", "slots"), [(0, 8), (1, 7), (4, 4), (9, 3)])
+def test_what_else_slots_take_makes_them_fewer(most: int, slots: int) -> None:
+    plan = plan_slots(1 * GB, 1 * GB, 10 * GB, 8, beside_bytes=lambda count: min(count + 1, most) * GB)
+    assert plan.slots == slots
+
+
+def test_what_else_slots_take_refuses_nobody() -> None:
+    assert plan_slots(1 * GB, 7 * GB, 10 * GB, 8, beside_bytes=lambda count: 9.0 * GB).slots == 1
 
 
 def test_a_share_of_a_host_is_of_all_its_memory_and_no_more_than_is_free() -> None:

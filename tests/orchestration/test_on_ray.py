@@ -45,7 +45,7 @@ def test_the_worker_that_did_the_work_commits_it(start: Starts, tally: str) -> N
 def test_the_misses_of_a_pack_are_dealt_out_to_as_many_packs_as_the_placement_says(start: Starts, tally: str) -> None:
     two = ON_RAY.model_copy(update={"verbs": {"count": VerbResources(packs=2)}})
     with start(placement=two) as run:
-        questions = [Question(f"q{number}", CountSpec(number=number, tally=tally)) for number in range(5)]
+        questions = [Question(f"q{number}", CountSpec(number=number, tally=tally, meets=2)) for number in range(5)]
         outcomes = run.pack(count, questions)
     assert sorted(outcomes) == [f"q{number}" for number in range(5)]
     assert sorted(word for word in lines(tally) if word.startswith("pack")) == ["pack-of-2"] * 2 + ["pack-of-3"] * 3

@@ -16,14 +16,9 @@ from petl_ray.training import TrainSpec, session, train
 from petl_ray.training.train import FILES
 from petl_ray.verb import Resources
 from tests.plainstep import PlainStep
-from tests.training.questions import dataset, locked, recipe
+from tests.training.questions import dataset, recipe
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-
-
-@pytest.fixture(scope="module")
-def base(tiny_bert: Path) -> LockedBase:
-    return locked(tiny_bert)
 
 
 @pytest.fixture(scope="module")

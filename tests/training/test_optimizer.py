@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from petl_ray.models import load_base
 from petl_ray.training import optimizer
 from petl_ray.training.optimizer import SlotOptimizer, Stride, norms, stride
 from petl_ray.training.schedule import rate_factor
-from tests.training.questions import locked, recipe
+from tests.training.questions import recipe
 
 CHANGES: list[dict[str, Any]] = [
     {"learning_rate": 1e-2, "weight_decay": 0.1, "gradient_clip": 0.5},
@@ -77,11 +76,6 @@ def by_torch(base: Any, slot: int, device: str) -> torch.Tensor:
     values = flat.values.clone()
     bank.detach()
     return values
-
-
-@pytest.fixture
-def base(tiny_bert: Path) -> Any:
-    return locked(tiny_bert)
 
 
 def in_lists(strides: Sequence[Stride]) -> None:

@@ -15,19 +15,7 @@ from petl_ray.models import LockedBase
 from petl_ray.training import TrainSpec
 from petl_ray.training.checkpoint import read_checkpoint
 from petl_ray.training.session import Session, open_session
-from tests.plainstep import PlainStep
-from tests.training.questions import dataset, locked, recipe
-
-
-@pytest.fixture(scope="module")
-def base(tiny_bert: Path) -> LockedBase:
-    return locked(tiny_bert)
-
-
-@pytest.fixture(scope="module")
-def moods(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    step = PlainStep(tmp_path_factory.mktemp("moods"))
-    return step.fetch(dataset(step))
+from tests.training.questions import recipe
 
 
 @pytest.fixture

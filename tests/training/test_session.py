@@ -29,17 +29,6 @@ from tests.training.questions import dataset, locked, recipe
 
 
 @pytest.fixture(scope="module")
-def base(tiny_bert: Path) -> LockedBase:
-    return locked(tiny_bert)
-
-
-@pytest.fixture(scope="module")
-def moods(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    step = PlainStep(tmp_path_factory.mktemp("moods"))
-    return step.fetch(dataset(step))
-
-
-@pytest.fixture(scope="module")
 def halves(tmp_path_factory: pytest.TempPathFactory) -> Path:
     step = PlainStep(tmp_path_factory.mktemp("halves"))
     return step.fetch(dataset(step, task="halves", labels=2, rows=40))

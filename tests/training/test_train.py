@@ -28,11 +28,6 @@ from tests.training.questions import dataset, locked, recipe
 
 
 @pytest.fixture(scope="module")
-def base(tiny_bert: Path) -> LockedBase:
-    return locked(tiny_bert)
-
-
-@pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("steps")
 

@@ -125,6 +125,22 @@ class DiesAfter(PlainStep):
         super().record(key, value)
 
 
+def taken_up(killed: Path, spec: SearchSpec) -> tuple[Trial, int]:
+    """What a killed search ends in, and how many rungs had been recorded; none of them is trained again."""
+    survivor = PlainStep(killed)
+    before = {key for key in survivor.recorded() if "/" in key}
+    resumed = run(survivor, spec)
+    trained = {f"{facts['trial']}/{facts['rung']}" for facts in rungs(survivor) if not facts["replayed"]}
+    assert not before & trained
+    return resumed, len(before)
+
+
+def assert_same_search(resumed: Trial, undisturbed: Trial) -> None:
+    """The same outcome by the same rungs, each of them trained once."""
+    assert resumed.digest == undisturbed.digest
+    assert resumed.about["replayed_rungs"] + resumed.about["trained_rungs"] == undisturbed.about["trained_rungs"]
+
+
 @pytest.mark.parametrize("decisions", ["rung", pytest.param("async", marks=pytest.mark.long)])
 def test_a_killed_search_trains_no_recorded_rung_again(
     tmp_path: Path, decisions: str, monkeypatch: pytest.MonkeyPatch
@@ -136,15 +152,11 @@ def test_a_killed_search_trains_no_recorded_rung_again(
         monkeypatch.setattr(DiesAfter, "left", left)
         with pytest.raises(Killed):
             run(DiesAfter(tmp_path / "killed"), spec)
-    survivor = PlainStep(tmp_path / "killed")
-    before = {key for key in survivor.recorded() if "/" in key}
-    resumed = run(survivor, spec)
-    trained = {f"{facts['trial']}/{facts['rung']}" for facts in rungs(survivor) if not facts["replayed"]}
-    assert len(before) >= 9 and not before & trained
+    resumed, before = taken_up(tmp_path / "killed", spec)
+    assert before >= 9
     if decisions == "rung":  # as they come, a trial may be stopped before it needs all that was recorded of it
-        assert resumed.about["replayed_rungs"] >= len(before)
-        assert resumed.digest == undisturbed.digest
-        assert resumed.about["replayed_rungs"] + resumed.about["trained_rungs"] == undisturbed.about["trained_rungs"]
+        assert resumed.about["replayed_rungs"] >= before
+        assert_same_search(resumed, undisturbed)
 
 
 @pytest.fixture

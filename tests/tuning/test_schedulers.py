@@ -14,7 +14,7 @@ from petl_ray.tuning.packs.on_ray import Packs
 from petl_ray.verb import Resources
 from tests.plainstep import PlainStep
 from tests.tuning.fake_training.asking import ask
-from tests.tuning.test_on_ray import DiesAfter, Killed, run, rungs, table
+from tests.tuning.test_on_ray import DiesAfter, Killed, assert_same_search, run, table, taken_up
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -59,13 +59,9 @@ def test_a_killed_population_copies_again_what_it_had_copied(tmp_path: Path, mon
     monkeypatch.setattr(DiesAfter, "left", 7)
     with pytest.raises(Killed):
         run(DiesAfter(tmp_path / "killed"), spec)
-    survivor = PlainStep(tmp_path / "killed")
-    before = {key for key in survivor.recorded() if "/" in key}
-    resumed = run(survivor, spec)
-    trained = {f"{facts['trial']}/{facts['rung']}" for facts in rungs(survivor) if not facts["replayed"]}
-    assert len(before) >= 12 and not before & trained
-    assert resumed.digest == undisturbed.digest
-    assert resumed.about["replayed_rungs"] + resumed.about["trained_rungs"] == undisturbed.about["trained_rungs"]
+    resumed, before = taken_up(tmp_path / "killed", spec)
+    assert before >= 12
+    assert_same_search(resumed, undisturbed)
 
 
 @pytest.mark.long
