@@ -32,6 +32,9 @@ def describe(gpu: str | None = None) -> dict[str, str]:
     }
 
 
+WITHOUT_AMX = "reach and aim are stated for AMX, which this CPU does not have"
+
+
 def has_amx() -> bool:
     """Whether the CPU multiplies tiles of bf16, for which bounds of bf16 steps are stated."""
     return "amx_bf16" in _cpuinfo().split()

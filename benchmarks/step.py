@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from benchmarks.machine import has_amx
+from benchmarks.machine import WITHOUT_AMX, has_amx
 from benchmarks.models import Rows, bank_of, bank_step, full_step, peft_step
 from benchmarks.rows import Row, faster, timed
 from petl_ray.models import BaseSpec, resolve, use_threads
@@ -43,7 +43,7 @@ def _against_peft(shape: tuple[int, int], best: str, rounds: int) -> Iterator[Ro
         amx = has_amx()  # without it the bounds, which are stated for it, mean nothing
         figure = f"one LoRA step {name}, {best}{'' if amx else ' without AMX'}, against the best PEFT mode"
         reach, aim = (2.0, 4.0) if amx else (None, None)
-        note = "" if amx else "reach and aim are stated for AMX, which this CPU does not have"
+        note = "" if amx else WITHOUT_AMX
         yield faster(figure, times["best"], peft, reach, aim, note)
 
 
