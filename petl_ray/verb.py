@@ -6,6 +6,8 @@ its import name in whichever process does the work, so it needs no pickling and 
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -53,6 +55,18 @@ class Resources:
         gpus = int(machine.get("GPU", 0.0))
         by_gpus = gpus * int(1 / self.gpus + 1e-9) if self.gpus < 1 else int(gpus / self.gpus)
         return min(by_cores, by_gpus)
+
+
+def usable_cpus() -> int:
+    """Whole cores this process may use: its affinity, bounded by the quota of its control group (v2)."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            count = min(count, max(1, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):
+        pass
+    return count
 
 
 @dataclass(frozen=True)
@@ -248,7 +262,7 @@ class SlotSession(Protocol):
         """
 
     def footprint(self, spec: Spec, labels: int) -> dict[str, Any]:
-        """What a pack is planned with, here: names of `base` and `device`; `base_bytes`; for `spec` the `slot_bytes` of
+        """What a pack is planned with, here: `estimate`; names of `base` and `device`; `base_bytes`; the `slot_bytes` of
         each slot (of them `state_bytes` beside activations), the `pass_bytes` that all together need once and the
         `row_bytes` of one row's activations; `machine_bytes`, the memory there is, and `free_bytes`, what of it this
         process may take, with its base (None: all); `shared`, whether slots share passes of the base.

@@ -13,7 +13,7 @@ from petl_ray.spec import Spec
 
 TASK_TYPES = {True: "SEQ_CLS", False: "CAUSAL_LM"}
 HEAD_NAMES = {"classifier", "score"}  # PEFT lists both by itself, whichever the model has
-COMMON = {"peft_type", "task_type", "target_modules", "modules_to_save"}
+ALWAYS_READ = {"peft_type", "task_type", "target_modules", "modules_to_save"}
 FREE = {"peft_version", "base_model_name_or_path", "revision", "inference_mode"}  # any scalar: nothing depends on it
 
 S = TypeVar("S", bound=Spec)
@@ -45,7 +45,7 @@ def check_peft_config(
             raise refused(key, value, "only its neutral value is allowed here")
         if key in FREE and not isinstance(value, str | bool | None):
             raise refused(key, value, "a plain text or nothing is expected")
-        if key not in read and key not in COMMON and key not in FREE and key not in neutral:
+        if key not in read and key not in ALWAYS_READ and key not in FREE and key not in neutral:
             raise refused(key, value, "no such key is known")
     if config.get("task_type") != TASK_TYPES[bool(found.head_modules)]:
         raise refused("task_type", config.get("task_type"), "the base was loaded for another task type")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,7 +14,7 @@ from petl_ray.bank.memory import MOST_SLOTS
 from petl_ray.errors import CapacityError, PlanError
 from petl_ray.orchestration.verbs import VERBS
 from petl_ray.spec import Spec
-from petl_ray.verb import Resources
+from petl_ray.verb import Resources, usable_cpus
 
 Auto = Literal["auto"]
 Machine = Mapping[str, float]  # what it has in all, as Ray names it: CPU, GPU
@@ -130,15 +128,3 @@ def load_placement(path: str | Path) -> Placement:
             raise PlanError(f"placement {source}: {ours.what}", ours.found, ours.why, ours.do) from error
         key = ".".join(str(part) for part in first["loc"])
         raise PlanError(f"placement {source}: {key}", f"got {first['input']!r}", first["msg"], "Correct it") from error
-
-
-def usable_cpus() -> int:
-    """Whole cores this process may use: its affinity, bounded by the quota of its control group (v2)."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            count = min(count, max(1, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):
-        pass
-    return count

@@ -4,7 +4,7 @@ In: a YAML file with `include:`, `defaults:`, `tasks:`. Out: a Plan, and by `loc
 questions. It must not know how anything is executed.
 """
 
-from petl_ray.plan.estimate import estimate
+from petl_ray.plan.estimate import estimate, slots_side_by_side
 from petl_ray.plan.lock import lock
 from petl_ray.plan.locked import CHAMPION, DEFAULT, HEAD_ONLY, SEED, TUNED, LockedPlan, LockedTask
 from petl_ray.plan.reading import read_plan
@@ -24,4 +24,5 @@ __all__ = [
     "lock",
     "plan_schema",
     "read_plan",
+    "slots_side_by_side",
 ]

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+from pydantic import ValidationError
+
 from petl_ray.bank.memory import Machine, Takes, base_estimate, base_name, calibrate, plan_slots, takes
+from petl_ray.errors import AdapterError, CapacityError
 from petl_ray.models.spec import LockedBase, TaskType
-from petl_ray.spec import Spec
+from petl_ray.spec import Spec, with_overrides
 from petl_ray.training import TrainSpec
 from petl_ray.tuning import SearchSpec, planned_work
-from petl_ray.tuning.layout import Demand, largest, lay_out, most_each, trials_under_way, widest
+from petl_ray.tuning.layout import Demand, choices, largest, lay_out, most_each, trials_under_way, widest
 from petl_ray.verb import Resources
 
 _LABELS = 16  # heads are small beside everything else; the true count is known once the rows are prepared
@@ -31,13 +36,15 @@ def estimate(
 
     `measured` is what earlier runs measured, `beside` how many processes of the step share the machine, `under_way` how
     many trials are at once, with those of searches beside this one. All are empty for steps that train nothing; without
-    a `machine` there is no packing. Raises CapacityError where the machine has no room for one slot.
+    a `machine` there is no packing. Raises CapacityError where the machine has no room for one slot, and AdapterError
+    for a method, or a choice of a search, that the base has no place for.
     """
     if isinstance(spec, SearchSpec):
         work = planned_work(spec)
-        recipes = [recipe for recipe in widest(spec) if isinstance(recipe, TrainSpec)]
-        told = f"{work['trials']} trials, about {work['full_trainings']} trainings of {recipes[0].epochs:g} epochs"
-        demand = _demand(recipes, task_type, machine, 1)
+        recipe = _recipes(spec)[0]
+        told = f"{work['trials']} trials, about {work['full_trainings']} trainings of {recipe.epochs:g} epochs"
+        _refuse_placeless(spec, recipe, task_type)
+        demand = _demand(_recipes(spec), task_type, machine, 1)
         under_way = under_way or trials_under_way([spec])
         if machine is None:
             one, slots = demand.recipe, min(resources.slots, most_each(under_way, resources.packs))
@@ -54,6 +61,41 @@ def estimate(
         memory_bytes = int(demand.base_bytes + taken["slot_bytes"] + taken["pass_bytes"]) * resources.workers
         return {"work": f"{spec.epochs:g} epochs", "memory_bytes": memory_bytes, "packing": alone}
     return {"work": "", "memory_bytes": None, "packing": None}
+
+
+def slots_side_by_side(
+    spec: TrainSpec | SearchSpec, resources: Resources, task_type: TaskType, machine: Machine, beside: int
+) -> int:
+    """How many of the largest adapters that `spec` may ask for one pack holds, were nothing else on `machine`.
+
+    What is free today and what was measured before is left out: the answer may bear identity. Raises AdapterError as
+    `estimate` does.
+    """
+    demand = _demand(_recipes(spec), task_type, machine, resources.workers)
+    share, most = replace(machine, free_bytes=None).share(resources.gpus, beside), resources.slots
+    try:
+        plan = plan_slots(demand.base_bytes, demand.widest.slot_bytes, share, most, demand.widest.pass_bytes)
+    except CapacityError:
+        return 1
+    return plan.slots
+
+
+def _recipes(spec: TrainSpec | SearchSpec) -> list[TrainSpec]:
+    """The recipe of a training, or that of a search with the largest that its space allows."""
+    recipes = [spec] if isinstance(spec, TrainSpec) else widest(spec)
+    return [recipe for recipe in recipes if isinstance(recipe, TrainSpec)]
+
+
+def _refuse_placeless(spec: SearchSpec, recipe: TrainSpec, task_type: TaskType) -> None:
+    """AdapterError for a choice that the base has no place for with the recipe as it is otherwise."""
+    loaded = _skeleton(recipe.base, task_type)
+    for path, value in choices(spec):
+        with suppress(ValidationError):  # it goes with others of the space, or with none: trials are told
+            chosen = with_overrides(recipe, {path: value})
+            try:
+                _takes(loaded, chosen, task_type, "cpu", 1)
+            except AdapterError as error:
+                raise AdapterError(f"search.space: {error.what}", error.found, error.why, error.do) from error
 
 
 def _one(demand: Demand, resources: Resources, measured: Sequence[Mapping[str, Any]], beside: int) -> dict[str, Any]:
@@ -77,11 +119,17 @@ def _told(one: Takes) -> dict[str, int]:
 
 
 def _demand(recipes: Sequence[TrainSpec], task_type: TaskType, machine: Machine | None, workers: int) -> Demand:
-    """What the first recipe takes, and the largest of them, beside a base of which only the structure is loaded."""
+    """What the first recipe takes, and the largest of them, beside a base of which only the structure is loaded.
+
+    Others than the first that the base has no place for are left out: their trials are never trained.
+    """
     base = recipes[0].base
     loaded = _skeleton(base, task_type)
     machine = machine or Machine("cpu", 0)
-    needs = [_takes(loaded, recipe, task_type, machine.device, workers) for recipe in recipes]
+    needs = [_takes(loaded, recipes[0], task_type, machine.device, workers)]
+    for recipe in recipes[1:]:
+        with suppress(AdapterError):
+            needs.append(_takes(loaded, recipe, task_type, machine.device, workers))
     return Demand(
         session=task_type,
         base=base_name(base),

@@ -9,27 +9,30 @@ from petl_ray import data
 from petl_ray.artifact import Adapter
 from petl_ray.errors import BaseModelError, PlanError
 from petl_ray.models import resolve
-from petl_ray.models.spec import BaseSpec, LockedBase, Precision
+from petl_ray.models.spec import BaseSpec, LockedBase, Precision, TaskType
 from petl_ray.orchestration.verbs import VERBS
 from petl_ray.plan.locked import LockedPlan, LockedTask
 from petl_ray.plan.spec import Plan, TaskPlan
 from petl_ray.registry.measurable import why_lost, why_unmeasurable
+from petl_ray.training import TrainSpec
 from petl_ray.tuning import SearchSpec
 from petl_ray.tuning.checking import refuse_nonsense
+
+AutoSeeds = Callable[[TrainSpec | SearchSpec, TaskType], int]
 
 
 def lock(
     plan: Plan,
     champion: Callable[[str], Adapter | None] = lambda task: None,
     auto_precision: Callable[[], Precision] | None = None,
-    auto_seeds: Callable[[], int] = lambda: 1,
+    auto_seeds: AutoSeeds = lambda spec, task_type: 1,
 ) -> LockedPlan:
     """The locked plan: files and ids → digests, `precision: auto` → its value, each task's champion of the day.
 
     A champion that cannot be measured again (its base is gone, say) is left out; the gate says so in its time.
     `auto_precision` says what `auto` means where the plan will train (default: on this machine); only a plan that
-    leaves it open asks; `auto_seeds` what `seeds: auto` means there. Raises DataError, BaseModelError or PlanError for
-    what cannot be resolved, before anything is paid.
+    leaves it open asks; `auto_seeds` what `seeds: auto` means there for a search or training. Raises DataError,
+    BaseModelError or PlanError for what cannot be resolved, before anything is paid.
     """
     base = _resolved(plan.base, auto_precision)
     lost = cache(why_lost)  # the champions of many tasks share a base
@@ -64,7 +67,7 @@ def _resolved(base: BaseSpec, auto_precision: Callable[[], Precision] | None) ->
         raise BaseModelError(error.what, error.found, error.why, do, **error.extra) from error
 
 
-def _lock_task(task: TaskPlan, base: LockedBase, champion: Adapter | None, auto_seeds: Callable[[], int]) -> LockedTask:
+def _lock_task(task: TaskPlan, base: LockedBase, champion: Adapter | None, auto_seeds: AutoSeeds) -> LockedTask:
     training = task.training.model_copy(update={"base": base})
     search = task.search
     if search is not None:
@@ -74,7 +77,7 @@ def _lock_task(task: TaskPlan, base: LockedBase, champion: Adapter | None, auto_
         data=data.lock(task.data),
         training=training,
         search=search,
-        seeds=auto_seeds() if task.seeds == "auto" else task.seeds,
+        seeds=auto_seeds(search or training, task.type) if task.seeds == "auto" else task.seeds,
         evaluation=task.evaluation,
         gate=task.gate,
         champion=champion,

@@ -46,7 +46,7 @@ class TaskPlan(Spec):
     seeds: Literal["auto"] | Seeds = Field(
         default=1,
         description="trainings of the recipe that is put forward, each with a seed of its own; the one whose validation "
-        "score is the median is shipped. auto: 3 where a pack has the slots, else 1",
+        "score is the median is shipped. auto: 3 where a pack has the slots and the memory, else 1",
     )
     evaluation: EvalSpec = EvalSpec()
     gate: GateSpec = GateSpec()

@@ -11,16 +11,17 @@ from importlib import import_module
 from typing import Any
 
 from petl_ray.bank.memory import Machine
-from petl_ray.errors import CapacityError, ConflictError, PlanError, TemporaryError
+from petl_ray.errors import AdapterError, CapacityError, ConflictError, PlanError, TemporaryError
 from petl_ray.models import Precision
 from petl_ray.models.spec import TaskType
 from petl_ray.orchestration import Home, Placement, PlannedStep, Run, ask, machines, rehearse, remembered, start_run
-from petl_ray.plan import LockedPlan, Plan, estimate, lock
+from petl_ray.plan import LockedPlan, Plan, estimate, lock, slots_side_by_side
 from petl_ray.registry import current
 from petl_ray.serving import ServeSpec
 from petl_ray.serving.address import refuse_taken_port
+from petl_ray.spec import Spec
 from petl_ray.telemetry import Sink
-from petl_ray.training import train
+from petl_ray.training import TrainSpec, train
 from petl_ray.tuning import SearchSpec, search
 from petl_ray.tuning.layout import trials_under_way
 from petl_ray.verb import Resources
@@ -49,7 +50,7 @@ def lock_at(plan: Plan, home: Home, placement: Placement) -> LockedPlan:
         plan,
         lambda task: current(task, home.database_url),
         lambda: precision_at(placement),
-        lambda: seeds_at(placement),
+        lambda spec, task_type: seeds_at(placement, spec, task_type),
     )
 
 
@@ -69,11 +70,16 @@ def precision_at(placement: Placement) -> Precision:
     return answers[0]
 
 
-def seeds_at(placement: Placement) -> int:
-    """What `seeds: auto` means where `placement` trains: three where a pack has the slots for them side by side, else
-    one; one as well where every adapter is trained by several workers."""
-    given = placement.resources(train.name)
-    return SEEDS if given.slots >= SEEDS and given.workers == 1 else 1
+def seeds_at(placement: Placement, spec: TrainSpec | SearchSpec, task_type: TaskType) -> int:
+    """What `seeds: auto` means where `placement` trains what `spec` asks for or finds: three where a pack has the slots
+    for them side by side, and the machine the memory, else one; one as well where several workers train one adapter.
+
+    Raises CapacityError or TemporaryError if the cluster has no such machine or is away.
+    """
+    given, beside = _given(placement, train.name)
+    if given.slots < SEEDS or given.workers > 1:
+        return 1
+    return SEEDS if slots_side_by_side(spec, given, task_type, _smallest(placement, train.name), beside) >= SEEDS else 1
 
 
 def launch(
@@ -87,8 +93,10 @@ def launch(
     """Run a plan to its end, or take up the run of the same locked plan that was left behind.
 
     A run that is taken up finds its files and base where the plan finds them today, and keeps its own champions.
+    Raises what `lock_at` and `refuse_what_cannot_train` raise before there is a run.
     """
     locked = lock_at(plan, home, placement)
+    refuse_what_cannot_train(locked, home, placement)
     return _walk(locked, home, placement, plan.model_dump(mode="json", exclude_none=True), run_id, on_event)
 
 
@@ -118,20 +126,15 @@ def costs(
 
     @cache
     def given(verb: str) -> tuple[Resources, int]:
-        """What the verb is given on the machines there are, and how many of its processes share one of them."""
-        there = machines(placement)
-        resources = placement.resources(verb, there)
-        processes = replace(resources, packs=resources.packs * resources.workers)
-        return resources, processes.beside(there)
+        return _given(placement, verb)
 
     @cache
     def machine(verb: str) -> Machine | None:
-        """The smallest that could do it; None while the cluster is away, since a plan can be read without it."""
+        """None while the cluster is away, since a plan can be read without it."""
         try:
-            found: list[Machine] = ask(placement, verb, "petl_ray.bank.memory:machine_here")
+            return _smallest(placement, verb)
         except TemporaryError:
             return None
-        return min(found, key=lambda one: one.bytes)
 
     def cost(step: PlannedStep, task_type: TaskType) -> dict[str, Any]:
         trains = step.verb in (search.name, train.name) and step.status != "hit"
@@ -140,10 +143,41 @@ def costs(
         under_way = trials_under_way(searches)
         try:
             return estimate(step.spec, resources, task_type, here, measured, beside, under_way)
-        except CapacityError as error:
-            raise CapacityError(f"{step.label}: {error.what}", error.found, error.why, error.do) from error
+        except (CapacityError, AdapterError) as error:
+            raise type(error)(f"{step.label}: {error.what}", error.found, error.why, error.do) from error
 
     return cost
+
+
+def refuse_what_cannot_train(locked: LockedPlan, home: Home, placement: Placement) -> None:
+    """CapacityError or AdapterError for a search or training, not yet found, that has no room on the machines of
+    `placement` or no place in its base; a run of the plan would come to it after it had paid for others."""
+    steps = rehearse(home, placement, lambda run: pipeline(locked.pipeline)(run, locked))
+    cost = costs(home, placement, steps)
+    for step in steps:
+        if step.verb in (search.name, train.name) and step.status != "hit":
+            cost(step, _task_type(step.spec))
+
+
+def _task_type(spec: Spec) -> TaskType:
+    """Of what a search or a training asks for."""
+    recipe = spec.template() if isinstance(spec, SearchSpec) else spec
+    assert isinstance(recipe, TrainSpec)
+    return recipe.task_type
+
+
+def _given(placement: Placement, verb: str) -> tuple[Resources, int]:
+    """What the verb is given on the machines there are, and how many of its processes share one of them."""
+    there = machines(placement)
+    resources = placement.resources(verb, there)
+    processes = replace(resources, packs=resources.packs * resources.workers)
+    return resources, processes.beside(there)
+
+
+def _smallest(placement: Placement, verb: str) -> Machine:
+    """The machine with the least memory of those that could do it."""
+    found: list[Machine] = ask(placement, verb, "petl_ray.bank.memory:machine_here")
+    return min(found, key=lambda one: one.bytes)
 
 
 def _walk(

@@ -8,7 +8,6 @@ nothing: the worker of rank 0 finishes as `train.py` does, on the cores it train
 
 from __future__ import annotations
 
-import os
 import tempfile
 import threading
 from collections.abc import Mapping
@@ -26,7 +25,7 @@ from petl_ray.fingerprint import sha256_file
 from petl_ray.training.session import open_session
 from petl_ray.training.spec import TrainSpec
 from petl_ray.training.train import Watcher, finish, run_course
-from petl_ray.verb import Resources, StepContext
+from petl_ray.verb import Resources, StepContext, usable_cpus
 
 PUMP_EVERY_S = 0.5
 RESTARTS = 3  # of the group of workers, after one of them or its node was lost
@@ -279,7 +278,7 @@ def _fit(spec: TrainSpec, dataset: Dataset, name: str, resources: Resources, mai
 
 def _connect(resources: Resources) -> None:
     if not ray.is_initialized():
-        cores = max(os.cpu_count() or 1, resources.workers * resources.cpus)
+        cores = max(usable_cpus(), resources.workers * resources.cpus)
         ray.init(num_cpus=cores, include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False)
     machines = [machine["Resources"] for machine in ray.nodes() if machine["Alive"]]
     fit = resources.fit(machines)

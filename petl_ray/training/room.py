@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import cast
+from typing import Any, cast
 
 from petl_ray.artifact import Dataset
 from petl_ray.bank.memory import MOST_SLOTS, Machine, Takes, calibrate, plan_slots
 from petl_ray.errors import CapacityError, PetlRayError
 from petl_ray.training.session import Session
-from petl_ray.verb import Question, StepContext
+from petl_ray.verb import Question, StepContext, usable_cpus
 
 Group = Mapping[int, tuple[Question, StepContext]]
 
@@ -22,7 +21,7 @@ def plan_group(session: Session, most: int, group: Group) -> tuple[int, dict[int
     With `resources.slots_by_memory` no more slots than memory holds of the largest that fits; every step is told why.
     """
     given = next(iter(group.values()))[1].resources
-    beside = given.beside([{"CPU": os.cpu_count() or 1}])  # parts of a GPU are told by `gpus` alone
+    beside = given.beside([{"CPU": usable_cpus()}])  # parts of a GPU are told by `gpus` alone
     refused: dict[int, CapacityError] = {}
     plans = {}
     for index, (question, step) in group.items():
@@ -30,7 +29,7 @@ def plan_group(session: Session, most: int, group: Group) -> tuple[int, dict[int
             figures = session.footprint(question.spec, len(cast("Dataset", question.inputs[0]).labels))
             machine = Machine(figures["device"], figures["machine_bytes"], figures["free_bytes"])
             share, bound = machine.share(given.gpus, beside), min(most, MOST_SLOTS[figures["device"]])
-            calibration = calibrate(step.remembered("memory"), figures["base"], figures["device"])
+            calibration = calibrate(_remembered(step), figures["base"], figures["device"])
             exact = Takes.told(figures)
             one, base_bytes = exact.calibrated(calibration), figures["base_bytes"]
             try:
@@ -46,3 +45,10 @@ def plan_group(session: Session, most: int, group: Group) -> tuple[int, dict[int
         if index not in refused:
             step.report("train.slots", slots=plan.slots, why=plan.why, calibration=calibration.told)
     return plan.slots, refused
+
+
+def _remembered(step: StepContext) -> list[Mapping[str, Any]]:
+    """What earlier runs took; nothing where nobody can tell, since it only makes the estimate better."""
+    with suppress(PetlRayError):
+        return step.remembered("memory")
+    return []

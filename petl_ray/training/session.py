@@ -162,6 +162,7 @@ class Session:
         needs = takes(self.loaded, self.loaded.device.type, parameters, steps, self._sharing.shared)
         free = machine.free_bytes  # beside the base
         return {
+            **self.estimate(spec, labels),
             "base": base_name(self.loaded.base),
             "device": machine.device,
             "base_bytes": base_bytes,

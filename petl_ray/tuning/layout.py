@@ -166,12 +166,16 @@ def widest(spec: SearchSpec) -> list[Spec]:
     for path, domain in sorted(spec.space.items()):
         if (most := _highest(domain)) is not None and _applied(recipe, {**high, path: most}) is not None:
             high[path] = most
-    tries: list[dict[str, Any]] = [high]
-    for path, domain in sorted(spec.space.items()):
-        if isinstance(domain, Choice) and _highest(domain) is None:
-            tries += [{**high, path: value} for value in domain.values] + [{path: value} for value in domain.values]
+    chosen = choices(spec)
+    tries = [high, *({**high, path: value} for path, value in chosen), *({path: value} for path, value in chosen)]
     found = [one for overrides in tries if (one := _applied(recipe, overrides)) is not None]
     return [recipe, *found[:_VARIANTS]]
+
+
+def choices(spec: SearchSpec) -> list[tuple[str, Any]]:
+    """Every choice of the space that is not between numbers, by the path of its field."""
+    domains = [(path, domain) for path, domain in sorted(spec.space.items()) if isinstance(domain, Choice)]
+    return [(path, value) for path, domain in domains if _highest(domain) is None for value in domain.values]
 
 
 def _applied(recipe: Spec, overrides: Mapping[str, Any]) -> Spec | None:

@@ -65,6 +65,14 @@ def test_a_value_that_cannot_be(work: Path, asked: Ask) -> None:
     assert not (work / ".petl-ray").exists()
 
 
+def test_a_layer_that_the_base_does_not_have(work: Path, asked: Ask) -> None:
+    beyond = ("--set", "tasks.mood.training.method.layers=[9]")
+    refused(asked("validate", "plan.yaml", *beyond), 4, "tasks.mood: method.layers: got 9", "Choose 0 to 1")
+    refused(asked("plan", "plan.yaml", *beyond), 4, "mood/default: method.layers: got 9", "Choose 0 to 1")
+    refused(asked(*RUN, *beyond), 4, "mood/default: method.layers: got 9", "Choose 0 to 1")
+    nothing_was_recorded(work)
+
+
 def test_a_task_that_the_plan_does_not_have(work: Path, asked: Ask) -> None:
     refused(asked(*RUN, "--task", "moods"), 2, "--task moods", "Did you mean mood?")
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from petl_ray.bank.memory import Machine, base_name
-from petl_ray.errors import CapacityError
+from petl_ray.errors import AdapterError, CapacityError
 from petl_ray.evaluation import EvalSpec
 from petl_ray.models import load_base
 from petl_ray.plan import estimate
@@ -107,3 +107,28 @@ def test_what_no_machine_of_that_size_could_hold_is_refused_with_the_figures(tin
     for asked in (spec, search(spec)):
         with pytest.raises(CapacityError, match="does not fit into"):
             estimate(asked, Resources(), "classification", Machine("cpu", base_bytes))
+
+
+LAYERS: dict[str, Any] = {"kind": "lora", "rank": 2, "layers": [1]}
+
+
+def test_a_method_that_the_base_has_no_place_for_is_refused_with_or_without_a_machine(tiny_bert: Path) -> None:
+    beyond = recipe(locked(tiny_bert), method={**LAYERS, "layers": [9]})
+    for asked in (beyond, search(beyond)):
+        for machine in (HERE, None):
+            with pytest.raises(AdapterError, match=r"^method\.layers: got 9; this model has 2 layers"):
+                estimate(asked, Resources(), "classification", machine)
+
+
+def test_a_choice_of_a_search_that_the_base_has_no_place_for_is_refused_by_its_path(tiny_bert: Path) -> None:
+    spec = search(recipe(locked(tiny_bert)), space={"method.layers": [[0], [0, 9]], "method.rank": [2, 8]})
+    with pytest.raises(AdapterError, match=r"^search\.space: method\.layers: got 9; this model has 2 layers"):
+        estimate(spec, Resources(), "classification", HERE)
+
+
+def test_choices_that_do_not_go_together_leave_what_does(tiny_bert: Path) -> None:
+    """Every trial of the search can be trained but those that combine them: these fail alone."""
+    base = recipe(locked(tiny_bert), method={"kind": "lora", "rank": 2, "targets": ["pooler.dense", "query"]})
+    space = {"method.layers": [None, [0], [1]], "method.targets": [["query"], ["pooler.dense"]]}
+    told = estimate(search(base, space=space), Resources(), "classification", HERE)
+    assert told["memory_bytes"] > 0 and "packing" in told

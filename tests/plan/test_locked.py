@@ -10,13 +10,15 @@ import pytest
 import yaml
 
 from petl_ray.artifact import Adapter, Dataset, FileEntry, Interval
+from petl_ray.bank.memory import Machine
 from petl_ray.orchestration import Home, Placement
 from petl_ray.orchestration.placement import VerbResources
-from petl_ray.plan import LockedPlan, read_plan
+from petl_ray.plan import LockedPlan, estimate, read_plan
 from petl_ray.registry import promotions
 from petl_ray.scheduling.launch import launch, lock_at
 from petl_ray.spec import Pinned
 from petl_ray.store import open_database
+from petl_ray.verb import Resources
 from tests.bases import make_tiny_bert
 from tests.tinyplan import write_plan, write_rows
 
@@ -190,3 +192,21 @@ def test_auto_means_three_seeds_where_a_pack_has_the_slots(site: Site, slots: in
     site.change(seeds="auto")
     placement = Placement(ray="none", cpus=1, verbs={"train": VerbResources(slots=slots, workers=workers)})
     assert lock_at(read_plan(site.path), site.home, placement).tasks["mood"].seeds == seeds
+
+
+@pytest.mark.parametrize("search", [None, {"space": {"method.targets": ["query_value", "all-linear"]}}])
+def test_auto_means_one_seed_where_the_memory_is_not_there_for_three_whatever_is_free_today(
+    site: Site, search: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a search finds may be as large as its space allows; a lock must not depend on the hour."""
+    site.change(seeds="auto", **({"search": search} if search else {}))
+    plan, by_memory = read_plan(site.path), VerbResources(slots="auto")
+    placement = Placement(ray="none", cpus=1, verbs={"train": by_memory, "search": by_memory})
+    task = lock_at(plan, site.home, placement).tasks["mood"]
+    sketch = estimate(task.search or task.training, Resources(), "classification", Machine("cpu", 1e12))["packing"]
+    three = (sketch["base_bytes"] + sketch["pass_bytes"] + 3 * sketch["slot_bytes"]) / 0.9
+    for machine, seeds in ((Machine("cpu", 1.01 * three, 1.0), 3), (Machine("cpu", 0.99 * three), 1)):
+        monkeypatch.setattr("petl_ray.bank.memory.machine_here", lambda found=machine: found)
+        assert lock_at(plan, site.home, placement).tasks["mood"].seeds == seeds
+    monkeypatch.setattr("petl_ray.bank.memory.machine_here", lambda: Machine("cpu", 1e3))
+    assert lock_at(plan, site.home, placement).tasks["mood"].seeds == 1

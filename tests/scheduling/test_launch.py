@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from petl_ray.errors import CapacityError, PlanError
+from petl_ray.bank.memory import Machine
+from petl_ray.errors import AdapterError, CapacityError, PlanError
 from petl_ray.models import choose_precision
 from petl_ray.models import device as device_module
 from petl_ray.orchestration import Home, Placement, Run, runs
@@ -101,6 +102,33 @@ def test_a_cluster_without_the_gpus_that_training_is_given_is_refused_before_a_r
     assert runs.ls(home) == []
 
 
+@pytest.mark.parametrize(
+    ("setting", "bytes_", "told"),
+    [
+        (
+            "tasks.mood.training.method.layers=[7]",
+            1e10,
+            "train mood/default: method.layers: got 7; this model has 2 layers",
+        ),
+        ("tasks.mood.training.epochs=1", 1e5, "train mood/default: memory: one slot of"),
+    ],
+)
+def test_what_cannot_train_is_refused_before_a_run_begins_and_what_is_found_is_not_asked_again(
+    tmp_path: Path, tiny_bert: Path, home: Home, monkeypatch: pytest.MonkeyPatch, setting: str, bytes_: float, told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = write_plan(tmp_path, tiny_bert)
+    monkeypatch.setattr("petl_ray.bank.memory.machine_here", lambda: Machine("cpu", bytes_))
+    with pytest.raises((CapacityError, AdapterError)) as caught:
+        launch(read_plan(path, [setting]), home, HERE)
+    assert str(caught.value).startswith(told)
+    assert runs.ls(home) == []
+    monkeypatch.setattr("petl_ray.bank.memory.machine_here", lambda: Machine("cpu", 1e10))
+    launch(read_plan(path), home, HERE)
+    monkeypatch.setattr("petl_ray.bank.memory.machine_here", lambda: Machine("cpu", 1e5))
+    assert launch(read_plan(path), home, HERE).failures == {}
+
+
 def test_a_plan_that_writes_its_precision_asks_nobody_and_a_resumed_run_keeps_its_own(
     plan: Plan, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +148,7 @@ def test_a_plan_that_writes_its_precision_asks_nobody_and_a_resumed_run_keeps_it
 
     monkeypatch.setattr(launching, "ask", answer)
     monkeypatch.setattr(launching, "pipeline", stops)
+    monkeypatch.setattr(launching, "refuse_what_cannot_train", lambda locked, home, placement: None)
     with pytest.raises(KeyboardInterrupt):
         launch(plan, home, CLUSTER.model_copy(update={"ray": "none"}), run_id="nightly")
     assert (asked, walked) == (["train"], ["fp16"])

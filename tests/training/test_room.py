@@ -10,7 +10,7 @@ import pytest
 
 from petl_ray.artifact import Adapter
 from petl_ray.bank.memory import Machine
-from petl_ray.errors import CapacityError
+from petl_ray.errors import CapacityError, TemporaryError
 from petl_ray.training import train
 from petl_ray.verb import Question, Resources
 from tests.plainstep import PlainStep
@@ -59,3 +59,17 @@ def test_all_questions_of_a_training_are_held_against_memory(tiny_bert: Path, tm
     again = PlainStep(tmp_path / "again", resources=replace(BY_MEMORY, slots=1), memories={"memory": [known]})
     train(specs[0], dataset(again), step=again)
     assert told(again)[0]["calibration"].startswith("calibrated from 1 run (x ")
+
+
+class Forgets(PlainStep):
+    """A step whose journal is away."""
+
+    def remembered(self, what: str) -> list[Any]:
+        raise TemporaryError("the journal", "is away")
+
+
+@pytest.mark.usefixtures("small_host")
+def test_a_training_is_held_against_memory_where_nobody_remembers(tiny_bert: Path, tmp_path: Path) -> None:
+    step = Forgets(tmp_path, resources=BY_MEMORY)
+    train(recipe(locked(tiny_bert), epochs=0.5), dataset(step), step=step)
+    assert [event["calibration"] for event in told(step)] == ["not calibrated"]

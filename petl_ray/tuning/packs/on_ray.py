@@ -307,7 +307,7 @@ def _demand(hunt: Hunt, figures: list[dict[str, Any]]) -> Demand:
     """What one search takes, the recipe first; a trial over its limit of memory is never trained."""
     limit = hunt.spec.limits.memory_bytes
     known = [one for one in figures if "refused" not in one]
-    within = [one for one in known if limit is None or one["slot_bytes"] + one["pass_bytes"] <= limit]
+    within = [one for one in known if limit is None or one["memory_bytes"] <= limit]
     recipe = figures[0]
     return Demand(
         session=recipe["session"],

@@ -77,6 +77,7 @@ class MiniSession:
     def footprint(self, spec: Spec, labels: int) -> dict[str, Any]:
         base = cast("MiniSpec", spec).base
         return {
+            **self.estimate(spec, labels),
             "base": base,
             "device": "cpu",
             "base_bytes": {"huge": 10**12, "big-a": 6 * 10**9, "big-b": 6 * 10**9}.get(base, 10**6),
