@@ -12,7 +12,7 @@ from petl_ray.cli.screen import complain, print_json, print_table, remark, size
 
 def validate(plan: PlanPath, tasks: Tasks = None, settings: Settings = None, as_json: AsJson = False) -> None:
     """Read a plan and resolve its files and base; exit code 2 or more names what is wrong."""
-    from petl_ray.errors import AdapterError
+    from petl_ray.errors import AdapterError, PlanError
     from petl_ray.plan import estimate, lock, read_plan
     from petl_ray.verb import Resources
 
@@ -21,8 +21,8 @@ def validate(plan: PlanPath, tasks: Tasks = None, settings: Settings = None, as_
     for key, task in locked.tasks.items():
         try:
             estimate(task.search or task.training, Resources(), task.type)
-        except AdapterError as error:
-            raise AdapterError(f"tasks.{key}: {error.what}", error.found, error.why, error.do) from error
+        except (AdapterError, PlanError) as error:
+            raise type(error)(f"tasks.{key}: {error.what}", error.found, error.why, error.do) from error
     if as_json:
         print_json({"name": read.name, "digest": locked.digest, "tasks": list(read.tasks)})
     else:
@@ -39,11 +39,11 @@ def plan(
 ) -> None:
     """What a run would do: every step, found or to be computed and why, and what it would cost. Executes nothing.
 
-    A step that does not fit into memory, or has no place in its base, says so; the exit code is 5 or 4 then, after all
-    are told.
+    A step that does not fit into memory, or has no place in its base, says so; the exit code is its own then (5, 4 or 2),
+    after all are told.
     """
     from petl_ray.cli.where import placement
-    from petl_ray.errors import AdapterError, CapacityError
+    from petl_ray.errors import AdapterError, CapacityError, PermanentError, PlanError
     from petl_ray.orchestration import Home
     from petl_ray.plan import read_plan
     from petl_ray.scheduling.launch import costs, rehearsal
@@ -51,14 +51,14 @@ def plan(
     read = read_plan(plan, settings or (), tasks or ())
     types = {key: task.type for key, task in read.tasks.items()}
     steps = rehearsal(read, Home.at(home), where := placement(cluster))
-    cost, misfits = costs(Home.at(home), where, steps), list[AdapterError | CapacityError]()
+    cost, misfits = costs(Home.at(home), where, steps), list[PermanentError]()
     rows: list[dict[str, Any]] = []
     for step in steps:
         row: dict[str, Any] = {"step": step.label, "status": step.status, "why": step.why, "name": step.name}
         row |= {"cpus": step.resources.cpus, "work": "", "memory_bytes": None, "packing": None}
         try:
             row |= cost(step, types.get(_task_of(step.label), "classification"))
-        except (AdapterError, CapacityError) as error:
+        except (AdapterError, CapacityError, PlanError) as error:
             misfits.append(error)
             row["why"] = f"{step.why}; {error.found}" if step.why else error.found
         rows.append(row)

@@ -11,12 +11,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from petl_ray.bank.memory import Machine, Takes, base_estimate, base_name, calibrate, plan_slots, takes
-from petl_ray.errors import AdapterError, CapacityError
+from petl_ray.errors import AdapterError, CapacityError, PlanError
 from petl_ray.models.spec import LockedBase, TaskType
 from petl_ray.spec import Spec, with_overrides
 from petl_ray.training import TrainSpec
 from petl_ray.tuning import SearchSpec, planned_work
-from petl_ray.tuning.layout import Demand, choices, largest, lay_out, most_each, trials_under_way, widest
+from petl_ray.tuning.layout import Demand, choices, highest, largest, lay_out, most_each, trials_under_way, widest
 from petl_ray.verb import Resources
 
 _LABELS = 16  # heads are small beside everything else; the true count is known once the rows are prepared
@@ -36,8 +36,8 @@ def estimate(
 
     `measured` is what earlier runs measured, `beside` how many processes of the step share the machine, `under_way` how
     many trials are at once, with those of searches beside this one. All are empty for steps that train nothing; without
-    a `machine` there is no packing. Raises CapacityError where the machine has no room for one slot, and AdapterError
-    for a method, or a choice of a search, that the base has no place for.
+    a `machine` there is no packing. Raises CapacityError where the machine has no room for one slot, AdapterError for a
+    method, or a choice of a search, that the base has no place for, and PlanError for rows longer than it has positions.
     """
     if isinstance(spec, SearchSpec):
         work = planned_work(spec)
@@ -87,15 +87,16 @@ def _recipes(spec: TrainSpec | SearchSpec) -> list[TrainSpec]:
 
 
 def _refuse_placeless(spec: SearchSpec, recipe: TrainSpec, task_type: TaskType) -> None:
-    """AdapterError for a choice that the base has no place for with the recipe as it is otherwise."""
+    """AdapterError or PlanError for what the space offers and the base has no place for, with the recipe as it is
+    otherwise."""
     loaded = _skeleton(recipe.base, task_type)
-    for path, value in choices(spec):
+    for path, value in [*choices(spec), *highest(spec)]:
         with suppress(ValidationError):  # it goes with others of the space, or with none: trials are told
             chosen = with_overrides(recipe, {path: value})
             try:
                 _takes(loaded, chosen, task_type, "cpu", 1)
-            except AdapterError as error:
-                raise AdapterError(f"search.space: {error.what}", error.found, error.why, error.do) from error
+            except (AdapterError, PlanError) as error:
+                raise type(error)(f"search.space: {error.what}", error.found, error.why, error.do) from error
 
 
 def _one(demand: Demand, resources: Resources, measured: Sequence[Mapping[str, Any]], beside: int) -> dict[str, Any]:
@@ -128,7 +129,7 @@ def _demand(recipes: Sequence[TrainSpec], task_type: TaskType, machine: Machine 
     machine = machine or Machine("cpu", 0)
     needs = [_takes(loaded, recipes[0], task_type, machine.device, workers)]
     for recipe in recipes[1:]:
-        with suppress(AdapterError):
+        with suppress(AdapterError, PlanError):
             needs.append(_takes(loaded, recipe, task_type, machine.device, workers))
     return Demand(
         session=task_type,
@@ -144,8 +145,10 @@ def _demand(recipes: Sequence[TrainSpec], task_type: TaskType, machine: Machine 
 
 def _takes(loaded: Any, spec: TrainSpec, task_type: TaskType, device: str, workers: int) -> Takes:
     from petl_ray.methods import count_parameters
+    from petl_ray.models.positions import refuse_longer
     from petl_ray.training.memory import steps_of
 
+    refuse_longer(loaded.model, spec.max_length)
     parameters = count_parameters(loaded.model, spec.method, _LABELS if task_type == "classification" else 0)
     return takes(loaded, device, parameters, steps_of(loaded, spec, workers), shared=workers == 1)
 

@@ -143,6 +143,8 @@ def _recipes(task: LockedTask, best: Trial | None) -> dict[str, TrainSpec]:
             "head_learning_rate": None,
             "epochs": task.training.epochs * HEAD_EPOCHS_FACTOR,
             "gradient_checkpointing": False,
+            "lora_plus": 1.0,
+            "phases": (),
         }
         recipes[HEAD_ONLY] = task.training.model_copy(update=changes)
     return recipes

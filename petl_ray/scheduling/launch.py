@@ -143,15 +143,15 @@ def costs(
         under_way = trials_under_way(searches)
         try:
             return estimate(step.spec, resources, task_type, here, measured, beside, under_way)
-        except (CapacityError, AdapterError) as error:
+        except (CapacityError, AdapterError, PlanError) as error:
             raise type(error)(f"{step.label}: {error.what}", error.found, error.why, error.do) from error
 
     return cost
 
 
 def refuse_what_cannot_train(locked: LockedPlan, home: Home, placement: Placement) -> None:
-    """CapacityError or AdapterError for a search or training, not yet found, that has no room on the machines of
-    `placement` or no place in its base; a run of the plan would come to it after it had paid for others."""
+    """CapacityError, AdapterError or PlanError for a search or training, not yet found, that has no room on the machines
+    of `placement` or no place in its base; a run of the plan would come to it after it had paid for others."""
     steps = rehearse(home, placement, lambda run: pipeline(locked.pipeline)(run, locked))
     cost = costs(home, placement, steps)
     for step in steps:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from petl_ray.bank import Bank
-from petl_ray.errors import CapacityError, PetlRayError
-from petl_ray.training.memory import TokenBudget, is_out_of_memory
+from petl_ray.errors import PetlRayError
+from petl_ray.training.failures import as_failure
+from petl_ray.training.memory import TokenBudget, is_out_of_memory, too_long
 from petl_ray.training.occupant import Occupant
 from petl_ray.training.optimizer import norms, stride
 from petl_ray.training.rounds import Round, plan_rounds, round_depth, round_tokens
@@ -25,12 +27,13 @@ def take_step(
 ) -> dict[Occupant, PetlRayError]:
     """One step of each; who failed and why. A diverged one is only marked, the others go on.
 
-    CapacityError where a single row of an occupant does not fit into memory, and whatever `after_step` raises for it.
+    CapacityError where a single row of an occupant does not fit into memory, TrainingError where its pass fails for
+    another reason, and whatever `after_step` raises for it.
     """
     began = time.perf_counter()
     going, failed = list(live), dict[Occupant, PetlRayError]()
     while going and (blocked := _attempt(bank, going, budget, sharing)) is not None:
-        if isinstance(blocked, _TooLong):
+        if isinstance(blocked, _Stopped):
             failed[blocked.occupant] = blocked.error
             going.remove(blocked.occupant)
     seconds = (time.perf_counter() - began) / max(1, len(going))
@@ -62,21 +65,15 @@ class _Halved:
     """Memory ran out; the budget is smaller now."""
 
 
-class _TooLong:
-    """One row alone does not fit."""
+@dataclass(frozen=True)
+class _Stopped:
+    """One occupant cannot go on; the others begin the step again."""
 
-    def __init__(self, occupant: Occupant, tokens: int, reason: BaseException) -> None:
-        self.occupant = occupant
-        self.error = CapacityError(
-            "memory",
-            f"one row of {tokens} tokens does not fit",
-            str(reason)[:200],
-            "Shorten max_length or use more memory",
-        )
-        self.error.__cause__ = reason
+    occupant: Occupant
+    error: PetlRayError
 
 
-def _attempt(bank: Bank, live: Sequence[Occupant], budget: TokenBudget, sharing: Sharing) -> _Halved | _TooLong | None:
+def _attempt(bank: Bank, live: Sequence[Occupant], budget: TokenBudget, sharing: Sharing) -> _Halved | _Stopped | None:
     """All forward and backward passes of one step; what stood in the way, None if nothing did."""
     for each in live:
         each.begin_step()
@@ -84,17 +81,28 @@ def _attempt(bank: Bank, live: Sequence[Occupant], budget: TokenBudget, sharing:
         try:
             _pass(bank, round_)
             budget.made(round_[0][0].late, round_depth(round_), round_tokens(round_))
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever breaks one occupant's pass must not end its neighbours'
             if not is_out_of_memory(error):
-                raise
+                return _found(bank, round_, error)
             tokens = round_tokens(round_)
             if sum(len(rows) for _, rows in round_) == 1:
-                return _TooLong(round_[0][0], tokens, error)
+                return _Stopped(round_[0][0], too_long(tokens, error))
             budget.halve(tokens)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             return _Halved()
     return None
+
+
+def _found(bank: Bank, round_: Round, error: Exception) -> _Stopped:
+    """Whose pass fails alone as well; `error` again where nobody's does, since nobody knows then where the slots stand."""
+    for each, rows in round_:
+        try:
+            _pass(bank, [(each, rows)])
+        except Exception as alone:  # noqa: BLE001 - as in `_attempt`
+            if not is_out_of_memory(alone):
+                return _Stopped(each, as_failure(each.rows.name, alone))
+    raise error
 
 
 def _pass(bank: Bank, round_: Round) -> None:

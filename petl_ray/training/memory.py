@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from petl_ray.bank.memory import Steps, makes_logits_late
+from petl_ray.errors import CapacityError
 from petl_ray.models import LoadedBase
 from petl_ray.tasks.late import CHUNK_BYTES
 from petl_ray.training.spec import TrainSpec
@@ -21,6 +22,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
+
+
+def too_long(tokens: int, reason: BaseException) -> CapacityError:
+    """The error for a single row that memory does not hold."""
+    found, do = f"one row of {tokens} tokens does not fit", "Shorten max_length or use more memory"
+    error = CapacityError("memory", found, str(reason)[:200], do)
+    error.__cause__ = reason
+    return error
 
 
 def steps_of(loaded: LoadedBase, spec: TrainSpec, workers: int = 1) -> Steps:

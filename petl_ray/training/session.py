@@ -21,12 +21,14 @@ from petl_ray.bank.memory import (
 from petl_ray.errors import CapacityError, NotFoundError, PlanError
 from petl_ray.methods import AdapterCard, count_parameters
 from petl_ray.models import LoadedBase, load_base, use_threads
+from petl_ray.models.positions import refuse_longer
 from petl_ray.spec import Spec
 from petl_ray.tasks.late import CHUNK_BYTES
 from petl_ray.training.checkpoint import read_checkpoint, write_checkpoint
+from petl_ray.training.failures import as_failure
 from petl_ray.training.loop import take_step
-from petl_ray.training.memory import TokenBudget, steps_of
-from petl_ray.training.occupant import Occupant
+from petl_ray.training.memory import TokenBudget, is_out_of_memory, steps_of, too_long
+from petl_ray.training.occupant import VALIDATION_TOKENS, Occupant
 from petl_ray.training.peers import Peers
 from petl_ray.training.prefixes import Prefixes
 from petl_ray.training.rows import Rows, read_rows
@@ -53,6 +55,7 @@ class Session:
     def __init__(self, template: TrainSpec, slots: int) -> None:
         self.loaded: LoadedBase = load_base(template.base, template.task_type)
         self.budget = TokenBudget()
+        self._scoring = TokenBudget()
         self._template = template
         self._bank = Bank(self.loaded, slots=slots, gradient_checkpointing=template.gradient_checkpointing)
         self._free = list(reversed(range(slots)))
@@ -71,7 +74,8 @@ class Session:
         """Give `key` a free slot with the adapter that `spec` asks for, continued from `checkpoint` if there is one.
 
         `data` is a directory with a Dataset's files. Raises CapacityError without a free slot, PlanError for another
-        base than the session's, DataError for rows that do not fit, CorruptionError for a foreign checkpoint.
+        base than the session's and for rows longer than it has positions, DataError for rows that do not fit,
+        CorruptionError for a foreign checkpoint.
         """
         spec = _training(spec)
         for name in SHARED:
@@ -81,6 +85,7 @@ class Session:
                 )
         if key in self._occupants:
             raise PlanError(key, "it has a slot already", "keys are unique in a session", "Drop it first")
+        refuse_longer(self.loaded.model, spec.max_length)
         if not self._free:
             raise CapacityError(f"slots for {key}", "all are taken", do="Drop one first or open more")
         rows = self._read(spec, data)
@@ -115,7 +120,13 @@ class Session:
         arrived = [key for key in self._aims if self._has_arrived(self.occupant(key))]
         for key in arrived:
             del self._aims[key]
-        return Turn({key: self._measured(self.occupant(key)) for key in arrived}, broken)
+        metrics: dict[str, dict[str, float]] = {}
+        for key in arrived:
+            try:
+                metrics[key] = self._measured(self.occupant(key))
+            except Exception as error:  # noqa: BLE001 - one that cannot be validated ends alone
+                broken[key] = as_failure(self.occupant(key).rows.name, error)
+        return Turn(metrics, broken)
 
     def advance(self, targets: Mapping[str, float]) -> dict[str, dict[str, float]]:
         """Turns until all of `targets` have arrived: their metrics. Raises the first failure among them."""
@@ -244,10 +255,24 @@ class Session:
         return occupant.diverged or occupant.step >= self._aims[occupant.key]
 
     def _measured(self, occupant: Occupant) -> dict[str, float]:
-        metrics = {"diverged": 1.0} if occupant.diverged else occupant.validate(self.budget.tokens)
+        metrics = {"diverged": 1.0} if occupant.diverged else self._validated(occupant)
         if occupant.diverged:
             return metrics
         return {**metrics, "steps": float(occupant.step), "trained_share": self.trained_share(occupant.key)}
+
+    def _validated(self, occupant: Occupant) -> dict[str, float]:
+        """Validation in passes that are halved where memory runs out; CapacityError where one row does not fit."""
+        while True:
+            bounds = [each.tokens for each in (self.budget, self._scoring) if each.tokens is not None]
+            tokens = min([VALIDATION_TOKENS, *bounds])
+            try:
+                return occupant.validate(tokens)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if tokens <= min(row.length_tokens for row in occupant.rows.validation):
+                    raise too_long(max(row.length_tokens for row in occupant.rows.validation), error) from error
+                self._scoring.halve(tokens)
 
     def _after_step(self, occupant: Occupant) -> None:
         if watcher := self._watchers.get(occupant.key):

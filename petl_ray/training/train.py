@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar, cast
 from petl_ray.artifact import Adapter, Dataset, FileEntry
 from petl_ray.errors import CorruptionError, PetlRayError, PlanError, TrainingError
 from petl_ray.fingerprint import canonical_json
+from petl_ray.training.failures import as_failure
 from petl_ray.training.golden import GOLDEN_FILE, write_golden
 from petl_ray.training.occupant import Occupant
 from petl_ray.training.room import plan_group
@@ -113,10 +114,8 @@ def _told(what: str, act: Callable[[], T]) -> T | PetlRayError:
     """What `act` gives, or its failure as an error of ours: whatever breaks one question must not sink its neighbours."""
     try:
         return act()
-    except PetlRayError as error:
-        return error
     except Exception as error:  # noqa: BLE001 - as above
-        return TrainingError(what, type(error).__name__, str(error)[:500])
+        return as_failure(what, error)
 
 
 @dataclass(frozen=True)

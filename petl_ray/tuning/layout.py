@@ -163,13 +163,19 @@ def widest(spec: SearchSpec) -> list[Spec]:
     """
     recipe = spec.template()
     high: dict[str, Any] = {}
-    for path, domain in sorted(spec.space.items()):
-        if (most := _highest(domain)) is not None and _applied(recipe, {**high, path: most}) is not None:
+    for path, most in highest(spec):
+        if _applied(recipe, {**high, path: most}) is not None:
             high[path] = most
     chosen = choices(spec)
     tries = [high, *({**high, path: value} for path, value in chosen), *({path: value} for path, value in chosen)]
     found = [one for overrides in tries if (one := _applied(recipe, overrides)) is not None]
     return [recipe, *found[:_VARIANTS]]
+
+
+def highest(spec: SearchSpec) -> list[tuple[str, float]]:
+    """The highest of all numbers that a field may have, by its path."""
+    found = [(path, _highest(domain)) for path, domain in sorted(spec.space.items())]
+    return [(path, most) for path, most in found if most is not None]
 
 
 def choices(spec: SearchSpec) -> list[tuple[str, Any]]:

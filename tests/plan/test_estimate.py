@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from petl_ray.bank.memory import Machine, base_name
-from petl_ray.errors import AdapterError, CapacityError
+from petl_ray.errors import AdapterError, CapacityError, PlanError
 from petl_ray.evaluation import EvalSpec
 from petl_ray.models import load_base
 from petl_ray.plan import estimate
@@ -124,6 +124,18 @@ def test_a_choice_of_a_search_that_the_base_has_no_place_for_is_refused_by_its_p
     spec = search(recipe(locked(tiny_bert)), space={"method.layers": [[0], [0, 9]], "method.rank": [2, 8]})
     with pytest.raises(AdapterError, match=r"^search\.space: method\.layers: got 9; this model has 2 layers"):
         estimate(spec, Resources(), "classification", HERE)
+
+
+def test_rows_longer_than_the_base_has_positions_are_refused(tiny_bert: Path, tiny_llama: Path) -> None:
+    """It would fail at the first row that is as long: tonight, or when it is served. What is computed has no bound."""
+    base = locked(tiny_bert)
+    told = r"max_length: got 129; this base has 128 positions\. Choose at most 128"
+    with pytest.raises(PlanError, match=rf"^{told}"):
+        estimate(recipe(base, max_length=129), Resources(), "classification")
+    with pytest.raises(PlanError, match=rf"^search\.space: {told}"):
+        estimate(search(recipe(base), space={"max_length": [64, 129]}), Resources(), "classification")
+    estimate(recipe(base, max_length=128), Resources(), "classification")
+    estimate(recipe(locked(tiny_llama), task_type="causal_lm", metric="loss", max_length=512), Resources(), "causal_lm")
 
 
 def test_choices_that_do_not_go_together_leave_what_does(tiny_bert: Path) -> None:

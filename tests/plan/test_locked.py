@@ -210,3 +210,12 @@ def test_auto_means_one_seed_where_the_memory_is_not_there_for_three_whatever_is
         assert lock_at(plan, site.home, placement).tasks["mood"].seeds == seeds
     monkeypatch.setattr("petl_ray.bank.memory.machine_here", lambda: Machine("cpu", 1e3))
     assert lock_at(plan, site.home, placement).tasks["mood"].seeds == 1
+
+
+def test_the_head_alone_keeps_its_own_rate_whatever_the_recipe_changes_on_its_way(site: Site) -> None:
+    phases = [{"start": 0.5, "learning_rate": 1e-4}]
+    site.change(training={"method": {"kind": "lora", "rank": 2}, "phases": phases, "lora_plus": 4.0, "epochs": 2})
+    locked, dataset = site.lock(), Dataset(task="mood", task_type="classification", rows={"train": 1}, files=())
+    head = {one.key: one.spec for one in locked.trainings({"mood": dataset}, {})}["mood/head_only"]
+    assert head == type(head).model_validate(head.model_dump(mode="json"))
+    assert (head.phases, head.lora_plus, head.learning_rate) == ((), 1.0, 1e-2)

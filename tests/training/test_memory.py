@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from petl_ray.errors import CapacityError
+from petl_ray.errors import CapacityError, PlanError, TrainingError
 from petl_ray.training.memory import TokenBudget, is_out_of_memory
 from petl_ray.training.session import Session, open_session
 from tests.plainstep import PlainStep
@@ -102,3 +102,75 @@ def test_a_process_short_of_memory_trains_on(tiny_bert: Path, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr[-2000:]
     loss, halvings = done.stdout.split()
     assert float(loss) > 0 and int(halvings) >= 1
+
+
+def test_validation_that_runs_out_is_halved_too_and_scores_the_same(
+    tiny_bert: Path, step: PlainStep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, found = recipe(locked(tiny_bert)), []
+    for tokens in (None, 60, 1):
+        session = open_session(spec, 1, 1)
+        session.admit("a", spec, step.fetch(dataset(step)))
+        forward = session._bank.forward
+
+        def limited(segments, *, hidden=False, forward=forward, tokens=tokens):  # type: ignore[no-untyped-def]
+            if tokens and not torch.is_grad_enabled() and sum(one.input_ids.numel() for one in segments) > tokens:
+                _fail_for_real()
+            return forward(segments, hidden=hidden)
+
+        monkeypatch.setattr(session._bank, "forward", limited)
+        session.aim("a", 0.1)
+        turn = session.turn()
+        while not turn.arrived and not turn.failed:
+            turn = session.turn()
+        found.append(turn)
+    assert found[0].arrived["a"]["score"] == found[1].arrived["a"]["score"]
+    assert found[0].arrived["a"]["loss"] == pytest.approx(found[1].arrived["a"]["loss"], abs=1e-6)
+    assert isinstance(found[2].failed["a"], CapacityError) and "one row of" in str(found[2].failed["a"])
+
+
+def test_whoever_cannot_be_computed_or_validated_ends_alone_and_its_neighbours_are_as_without_it(
+    tiny_bert: Path, step: PlainStep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose passes fail, and one whose validation does, beside one that trains: in shared passes or not."""
+    spec = recipe(locked(tiny_bert), epochs=1)
+    alone = open_session(spec, 1, 1)
+    alone.admit("good", spec, step.fetch(dataset(step)))
+    expected = alone.advance({"good": 1.0})["good"]
+    session = open_session(spec, 3, 1)
+    for key in ("broken", "good", "mute"):
+        session.admit(key, spec, step.fetch(dataset(step)))
+        session.aim(key, 1.0 if key != "mute" else 0.5)
+    broken, forward = session.occupant("broken"), session._bank.forward
+
+    def breaks(segments, *, hidden=False):  # type: ignore[no-untyped-def]
+        if broken.step >= 2 and any(one.slot == broken.slot for one in segments):
+            raise IndexError("index out of range in self")
+        return forward(segments, hidden=hidden)
+
+    def fails(tokens: int | None = None) -> dict[str, float]:
+        raise ValueError("no such score")
+
+    monkeypatch.setattr(session._bank, "forward", breaks)
+    monkeypatch.setattr(session.occupant("mute"), "validate", fails)
+    arrived: dict[str, dict[str, float]] = {}
+    failed: dict[str, Exception] = {}
+    while "good" not in arrived:
+        turn = session.turn()
+        arrived |= turn.arrived
+        failed |= turn.failed
+        for key in turn.failed:
+            session.drop(key)
+    assert arrived == {"good": expected}
+    assert {key: (type(error), str(error)) for key, error in failed.items()} == {
+        "broken": (TrainingError, "emails: IndexError; index out of range in self."),
+        "mute": (TrainingError, "emails: ValueError; no such score."),
+    }
+
+
+def test_rows_longer_than_the_base_has_positions_get_no_slot(tiny_bert: Path, step: PlainStep) -> None:
+    spec = recipe(locked(tiny_bert))
+    session = open_session(spec, 1, 1)
+    with pytest.raises(PlanError, match="max_length: got 129; this base has 128 positions"):
+        session.admit("long", recipe(locked(tiny_bert), max_length=129), step.fetch(dataset(step)))
+    session.admit("a", spec, step.fetch(dataset(step)))
