@@ -90,6 +90,7 @@ def _refuse_placeless(spec: SearchSpec, recipe: TrainSpec, task_type: TaskType) 
     """AdapterError or PlanError for what the space offers and the base has no place for, with the recipe as it is
     otherwise."""
     loaded = _skeleton(recipe.base, task_type)
+    _takes(loaded, recipe, task_type, "cpu", 1)  # what is wrong with the recipe itself is said of it
     for path, value in [*choices(spec), *highest(spec)]:
         with suppress(ValidationError):  # it goes with others of the space, or with none: trials are told
             chosen = with_overrides(recipe, {path: value})

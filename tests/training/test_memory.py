@@ -163,8 +163,8 @@ def test_whoever_cannot_be_computed_or_validated_ends_alone_and_its_neighbours_a
             session.drop(key)
     assert arrived == {"good": expected}
     assert {key: (type(error), str(error)) for key, error in failed.items()} == {
-        "broken": (TrainingError, "emails: IndexError; index out of range in self."),
-        "mute": (TrainingError, "emails: ValueError; no such score."),
+        "broken": (TrainingError, "moods: IndexError; index out of range in self."),
+        "mute": (TrainingError, "moods: ValueError; no such score."),
     }
 
 
