@@ -17,6 +17,11 @@ def follow(sampler: Sampler, count: int) -> list[Overrides]:
     return asked
 
 
+def learned(sampler: Sampler) -> list[tuple[str, float | None, dict[int, float]]]:
+    """Every point the study knows: its state, value and the scores on its way."""
+    return [(one.state.name, one.value, one.intermediate_values) for one in sampler._study.trials]  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("algorithm", ["optuna", "random"])
 def test_equal_seeds_ask_equal_points_and_other_seeds_others(algorithm: str) -> None:
     runs = [follow(open_sampler(ask(algorithm=algorithm, seed=seed), "max"), 12) for seed in (1, 1, 2)]
@@ -48,6 +53,12 @@ def test_what_a_record_says_replaces_what_was_asked_even_outside_the_space() -> 
         sampler.ask(number)
         sampler.replace(number, {"learning_rate": rate, "method.rank": 4})
         sampler.tell(number, {1.0: 0.5}, True)
+    assert [(state, value) for state, value, _ in learned(sampler)] == [
+        ("FAIL", None),
+        ("COMPLETE", 0.5),
+        ("FAIL", None),
+    ]
+    assert sampler._study.trials[1].params["learning_rate"] == 1e-3  # type: ignore[attr-defined]
     assert sampler.ask(2) is not None
 
 
@@ -59,4 +70,5 @@ def test_no_scores_are_as_bad_as_can_be_and_forgotten_points_teach_nothing() -> 
     sampler.forget(1)
     sampler.ask(1)
     sampler.tell(1, {0.5: 0.1}, False)
+    assert learned(sampler) == [("PRUNED", None, {}), ("FAIL", None, {}), ("PRUNED", 0.1, {0: 0.1})]
     assert sampler.ask(2) is not None
