@@ -77,11 +77,11 @@ class Prefixes:
     def make_room(self, size_bytes: int) -> bool:
         """Whether so much more may be kept; what nobody uses makes way."""
         for key, prefix in list(self._known.items()):
-            if self._kept_bytes + size_bytes <= MOST_BYTES:
+            if self.kept_bytes + size_bytes <= MOST_BYTES:
                 break
             if not prefix.users:
                 del self._known[key]
-        return self._kept_bytes + size_bytes <= MOST_BYTES
+        return self.kept_bytes + size_bytes <= MOST_BYTES
 
     def computed(self, depth: int, encoded: list[Encoded], rows: Rows) -> Iterator[tuple[list[Encoded], torch.Tensor]]:
         """Rows of one length each with their states, as many as may share a pass."""
@@ -98,7 +98,8 @@ class Prefixes:
             start += len(part)
 
     @property
-    def _kept_bytes(self) -> int:
+    def kept_bytes(self) -> int:
+        """Bytes of all states that are kept."""
         return sum(prefix.size_bytes for prefix in self._known.values())
 
 

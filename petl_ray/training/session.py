@@ -200,7 +200,7 @@ class Session:
             "slots": slots,
             "state_bytes": state,
             "estimated_bytes": state + max(passes, default=0),
-            "measured_bytes": self._gauge.taken_bytes,
+            "measured_bytes": max(0, self._gauge.taken_bytes - self._prefixes.kept_bytes),  # those are no activations
         }
 
     def occupant(self, key: str) -> Occupant:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -194,3 +195,17 @@ def test_what_nobody_uses_any_more_makes_room_for_what_is_needed(made: Any, monk
     assert session.occupant("again").prefix is upper
     assert upper.size_bytes > beside, "the head's states have made way"
     session.close()
+
+
+def test_states_that_are_kept_are_not_taken_for_activations(made: Any) -> None:
+    """They would teach later estimates that passes over this base are larger than they are."""
+    spec, data = made("encoder", HEAD)
+    session = open_session(spec, 1, 1)
+    session.admit("it", spec, data)
+    session.advance({"it": 0.5})
+    rows = session.occupant("it").rows
+    width = session.loaded.model.config.hidden_size * session.loaded.compute_dtype.itemsize
+    kept = session._prefixes.kept_bytes
+    assert 0 < kept <= width * sum(row.length_tokens for row in (*rows.train, *rows.validation))
+    session._gauge = SimpleNamespace(taken_bytes=kept + 1000)  # type: ignore[assignment]
+    assert session.memory()["measured_bytes"] == 1000
