@@ -73,6 +73,7 @@ def test_a_run_that_is_taken_up_keeps_the_champions_of_its_first_day(
         return stopped
 
     monkeypatch.setattr(launching, "lock_at", locks)
+    monkeypatch.setattr(launching, "refuse_what_cannot_train", lambda locked, home, placement: None)
     monkeypatch.setattr(launching, "pipeline", stops)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
