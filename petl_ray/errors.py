@@ -20,7 +20,7 @@ Every message reads *what: found; why. Do.*
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 
 class PetlRayError(Exception):
@@ -40,6 +40,10 @@ class PetlRayError(Exception):
         facts = "; ".join(part.rstrip(".") for part in (self.found, self.why) if part)
         text = f"{self.what}: {facts}" if facts else self.what
         return " ".join(part if part.endswith((".", "?", "!")) else f"{part}." for part in (text, self.do) if part)
+
+    def within(self, place: str) -> Self:
+        """The same error, told of `place`: a task, a step, a part of the plan."""
+        return type(self)(f"{place}: {self.what}", self.found, self.why, self.do, **self.extra)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.what, self.found, self.why, self.do, self.extra)

@@ -22,7 +22,7 @@ def validate(plan: PlanPath, tasks: Tasks = None, settings: Settings = None, as_
         try:
             estimate(task.search or task.training, Resources(), task.type)
         except (AdapterError, PlanError) as error:
-            raise type(error)(f"tasks.{key}: {error.what}", error.found, error.why, error.do) from error
+            raise error.within(f"tasks.{key}") from error
     if as_json:
         print_json({"name": read.name, "digest": locked.digest, "tasks": list(read.tasks)})
     else:
@@ -49,7 +49,6 @@ def plan(
     from petl_ray.scheduling.launch import costs, rehearsal
 
     read = read_plan(plan, settings or (), tasks or ())
-    types = {key: task.type for key, task in read.tasks.items()}
     steps = rehearsal(read, Home.at(home), where := placement(cluster))
     cost, misfits = costs(Home.at(home), where, steps), list[PermanentError]()
     rows: list[dict[str, Any]] = []
@@ -57,7 +56,7 @@ def plan(
         row: dict[str, Any] = {"step": step.label, "status": step.status, "why": step.why, "name": step.name}
         row |= {"cpus": step.resources.cpus, "work": "", "memory_bytes": None, "packing": None}
         try:
-            row |= cost(step, types.get(_task_of(step.label), "classification"))
+            row |= cost(step)
         except (AdapterError, CapacityError, PlanError) as error:
             misfits.append(error)
             row["why"] = f"{step.why}; {error.found}" if step.why else error.found
@@ -81,11 +80,6 @@ def _show(rows: list[dict[str, Any]], as_json: bool) -> None:
         remark(f"{', '.join(labels)}: {why}")
     hits = sum(row["status"] == "hit" for row in rows)
     remark(f"{hits} of {len(rows)} steps are found; steps after one that is unknown follow from it.")
-
-
-def _task_of(label: str) -> str:
-    """The task in a step's label: `train emails/tuned` is of `emails`."""
-    return label.split()[-1].partition("/")[0]
 
 
 def _packings(rows: list[dict[str, Any]]) -> dict[str, list[str]]:

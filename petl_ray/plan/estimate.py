@@ -97,7 +97,7 @@ def _refuse_placeless(spec: SearchSpec, recipe: TrainSpec, task_type: TaskType) 
             try:
                 _takes(loaded, chosen, task_type, "cpu", 1)
             except (AdapterError, PlanError) as error:
-                raise type(error)(f"search.space: {error.what}", error.found, error.why, error.do) from error
+                raise error.within("search.space") from error
 
 
 def _one(demand: Demand, resources: Resources, measured: Sequence[Mapping[str, Any]], beside: int) -> dict[str, Any]:

@@ -113,10 +113,8 @@ def rehearsal(plan: Plan, home: Home, placement: Placement) -> list[PlannedStep]
     return rehearse(home, placement, lambda run: pipeline(locked.pipeline)(run, locked))
 
 
-def costs(
-    home: Home, placement: Placement, steps: Sequence[PlannedStep]
-) -> Callable[[PlannedStep, TaskType], dict[str, Any]]:
-    """What one of `steps`, of a task of some type, would cost where `placement` does it; see `petl_ray.plan.estimate`.
+def costs(home: Home, placement: Placement, steps: Sequence[PlannedStep]) -> Callable[[PlannedStep], dict[str, Any]]:
+    """What one of `steps` would cost where `placement` does it; see `petl_ray.plan.estimate`.
 
     What is found costs nothing, so it is held against no machine. All searches share their packs. It raises
     CapacityError, naming the step, where there is no room for one slot.
@@ -136,15 +134,15 @@ def costs(
         except TemporaryError:
             return None
 
-    def cost(step: PlannedStep, task_type: TaskType) -> dict[str, Any]:
+    def cost(step: PlannedStep) -> dict[str, Any]:
         trains = step.verb in (search.name, train.name) and step.status != "hit"
         here = machine(step.verb) if trains else None
         resources, beside = given(step.verb) if here is not None else (step.resources, 1)
         under_way = trials_under_way(searches)
         try:
-            return estimate(step.spec, resources, task_type, here, measured, beside, under_way)
+            return estimate(step.spec, resources, _task_type(step.spec), here, measured, beside, under_way)
         except (CapacityError, AdapterError, PlanError) as error:
-            raise type(error)(f"{step.label}: {error.what}", error.found, error.why, error.do) from error
+            raise error.within(step.label) from error
 
     return cost
 
@@ -156,14 +154,13 @@ def refuse_what_cannot_train(locked: LockedPlan, home: Home, placement: Placemen
     cost = costs(home, placement, steps)
     for step in steps:
         if step.verb in (search.name, train.name) and step.status != "hit":
-            cost(step, _task_type(step.spec))
+            cost(step)
 
 
 def _task_type(spec: Spec) -> TaskType:
-    """Of what a search or a training asks for."""
+    """Of what a search or a training asks for; of any other step, which has none to tell, that of most."""
     recipe = spec.template() if isinstance(spec, SearchSpec) else spec
-    assert isinstance(recipe, TrainSpec)
-    return recipe.task_type
+    return recipe.task_type if isinstance(recipe, TrainSpec) else "classification"
 
 
 def _given(placement: Placement, verb: str) -> tuple[Resources, int]:

@@ -96,9 +96,8 @@ def lay_out(
     least = max(demand.recipe.least_bytes for demand in demands) if alone else None
 
     def lanes_bytes(slots: int) -> float:
-        return (
-            min(slots + 1, busy) * LANE_BYTES if first.device == "cpu" else 0.0
-        )  # beside a GPU they take nothing of it
+        """Of the trials' own processes; beside a GPU they take nothing of it."""
+        return min(slots + 1, busy) * LANE_BYTES if first.device == "cpu" else 0.0
 
     try:
         plan = plan_slots(base, widest.slot_bytes, share, most, widest.pass_bytes, None, lanes_bytes)
