@@ -89,7 +89,7 @@ def _recipes(spec: TrainSpec | SearchSpec) -> list[TrainSpec]:
 def _refuse_placeless(spec: SearchSpec, recipe: TrainSpec, task_type: TaskType) -> None:
     """AdapterError or PlanError for what the space offers and the base has no place for, with the recipe as it is
     otherwise."""
-    loaded = _skeleton(recipe.base, task_type)
+    loaded = _skeleton(recipe.base, task_type, "cpu")
     _takes(loaded, recipe, task_type, "cpu", 1)  # what is wrong with the recipe itself is said of it
     for path, value in [*choices(spec), *highest(spec)]:
         with suppress(ValidationError):  # it goes with others of the space, or with none: trials are told
@@ -126,8 +126,8 @@ def _demand(recipes: Sequence[TrainSpec], task_type: TaskType, machine: Machine 
     Others than the first that the base has no place for are left out: their trials are never trained.
     """
     base = recipes[0].base
-    loaded = _skeleton(base, task_type)
     machine = machine or Machine("cpu", 0)
+    loaded = _skeleton(base, task_type, machine.device)
     needs = [_takes(loaded, recipes[0], task_type, machine.device, workers)]
     for recipe in recipes[1:]:
         with suppress(AdapterError, PlanError):
@@ -155,13 +155,13 @@ def _takes(loaded: Any, spec: TrainSpec, task_type: TaskType, device: str, worke
 
 
 @lru_cache(maxsize=4)
-def _skeleton(base: LockedBase, task_type: TaskType) -> Any:
+def _skeleton(base: LockedBase, task_type: TaskType, device: str) -> Any:
     import torch
 
     from petl_ray.models.device import DTYPES
     from petl_ray.models.loading import LoadedBase, load_skeleton
 
-    model = load_skeleton(base, task_type)
+    model = load_skeleton(base, task_type, device)
     return LoadedBase(
         base=base,
         task_type=task_type,

@@ -14,7 +14,7 @@ from petl_ray.training.failures import as_failure
 from petl_ray.training.memory import TokenBudget, is_out_of_memory, too_long
 from petl_ray.training.occupant import Occupant
 from petl_ray.training.optimizer import norms, stride
-from petl_ray.training.rounds import Round, plan_rounds, round_depth, round_tokens
+from petl_ray.training.rounds import Round, plan_rounds, round_depth, round_length, round_tokens
 from petl_ray.training.sharing import Sharing
 
 
@@ -80,7 +80,7 @@ def _attempt(bank: Bank, live: Sequence[Occupant], budget: TokenBudget, sharing:
     for round_ in plan_rounds(live, budget.tokens, sharing):
         try:
             _pass(bank, round_)
-            budget.made(round_[0][0].late, round_depth(round_), round_tokens(round_))
+            budget.made(round_[0][0].late, round_depth(round_), round_length(round_), round_tokens(round_))
         except Exception as error:  # noqa: BLE001 - whatever breaks one occupant's pass must not end its neighbours'
             if not is_out_of_memory(error):
                 return _found(bank, round_, error)

@@ -9,8 +9,10 @@ import torch
 
 from petl_ray.bank.memory import Steps, makes_logits_late
 from petl_ray.errors import CapacityError
+from petl_ray.methods.table import lowest_adapted_layer
 from petl_ray.models import LoadedBase
 from petl_ray.tasks.late import CHUNK_BYTES
+from petl_ray.training.prefixes import MOST_BYTES
 from petl_ray.training.spec import TrainSpec
 
 # oneDNN, which computes on CPUs, says no more than that a primitive could not be made when it cannot allocate.
@@ -37,23 +39,27 @@ def steps_of(loaded: LoadedBase, spec: TrainSpec, workers: int = 1) -> Steps:
     rows = min(spec.batch_size, -(-spec.rows_per_step // workers))
     tokens = min(rows * spec.max_length, spec.tokens_per_step or 1 << 62)
     late_bytes = CHUNK_BYTES if makes_logits_late(loaded, spec.method) else None
-    return Steps(tokens, spec.max_length, spec.gradient_checkpointing, late_bytes)
+    again = spec.gradient_checkpointing
+    kept_bytes = MOST_BYTES if not again and lowest_adapted_layer(loaded.model, spec.method) else 0
+    return Steps(tokens, spec.max_length, again, late_bytes, kept_bytes)
 
 
 @dataclass
 class TokenBudget:
     """Padded tokens that one forward pass may hold; None while nothing has failed yet.
 
-    `longest` are those of the longest pass that was made, by whether its logits came late and the layer it began behind.
+    `longest` are those of the longest pass that was made, by whether its logits came late, the layer it began behind and
+    the tokens of its rows.
     """
 
     tokens: int | None = None
     halvings: int = 0
-    longest: dict[tuple[bool, int], int] = field(default_factory=dict)
+    longest: dict[tuple[bool, int, int], int] = field(default_factory=dict)
 
-    def made(self, late: bool, frozen_depth: int, tokens: int) -> None:
+    def made(self, late: bool, frozen_depth: int, row_tokens: int, tokens: int) -> None:
         """A pass over `tokens` was made."""
-        self.longest[late, frozen_depth] = max(tokens, self.longest.get((late, frozen_depth), 0))
+        kind = late, frozen_depth, row_tokens
+        self.longest[kind] = max(tokens, self.longest.get(kind, 0))
 
     def halve(self, failed_tokens: int) -> None:
         """A pass over `failed_tokens` ran out of memory: from now on at most half of that."""

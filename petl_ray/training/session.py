@@ -15,6 +15,7 @@ from petl_ray.bank.memory import (
     activation_estimate,
     base_estimate,
     base_name,
+    late_estimate,
     machine_here,
     takes,
 )
@@ -188,11 +189,11 @@ class Session:
         state, slots = self._most
         if not slots:
             return {}
+        again = self._template.gradient_checkpointing
         passes = [
-            activation_estimate(
-                self.loaded, tokens, self._template.gradient_checkpointing, CHUNK_BYTES if late else None, depth
-            )
-            for (late, depth), tokens in self.budget.longest.items()
+            activation_estimate(self.loaded, tokens, length, again, late, depth)
+            + (late_estimate(self.loaded, tokens, CHUNK_BYTES) if late else 0)
+            for (late, depth, length), tokens in self.budget.longest.items()
         ]
         return {
             "base": base_name(self.loaded.base),

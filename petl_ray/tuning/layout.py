@@ -147,11 +147,13 @@ def _together(found: Iterable[tuple[str, Takes]]) -> Takes:
     for session, takes in found:
         sessions.setdefault(session, []).append(takes)
     each = [largest(mine) for mine in sessions.values()]
+    kept = sum(one.kept_bytes for one in each)
     return Takes(
         slot_bytes=sum(one.slot_bytes for one in each),
-        pass_bytes=max(one.pass_bytes for one in each),
+        pass_bytes=max(one.pass_bytes - one.kept_bytes for one in each) + kept,
         state_bytes=sum(one.state_bytes for one in each),
         row_bytes=max(one.row_bytes for one in each),
+        kept_bytes=kept,
     )
 
 

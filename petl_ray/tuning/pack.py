@@ -19,18 +19,14 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar, cast
 
-from petl_ray.errors import PermanentError, TemporaryError
+from petl_ray.errors import CapacityError, CorruptionError, PermanentError, TemporaryError
 from petl_ray.fingerprint import sha256_of
 from petl_ray.spec import Spec
 from petl_ray.tuning.ledger import Files, read_files, write_files
+from petl_ray.tuning.spec import SHARED
 from petl_ray.verb import SlotSession, TrainsSlots, load
 
 T = TypeVar("T")
-SHARED = (
-    "base",
-    "task_type",
-    "gradient_checkpointing",
-)  # trials that differ in one of these need sessions of their own
 
 
 @dataclass(frozen=True)
@@ -143,8 +139,8 @@ class Pack:
         """Train one trial to its rung and validate: `score`, `loss`, `steps`, `trained_share`, `seconds`.
 
         `seconds` is the trial's share of the turns it took part in. `diverged` or `refused` with a reason where the
-        configuration, not the machine, is at fault. Raises TemporaryError where this process does not hold the search's
-        rows (it was restarted).
+        configuration is at fault; `refused` with `only_here` where this machine holds not even one of its rows. Raises
+        TemporaryError where this process does not hold the search's rows (it was restarted).
         """
         answer: Future[dict[str, Any]] = Future()
         self._door_bell.put(Errand(order, [answer]))
@@ -235,7 +231,8 @@ class Pack:
             self._answer(mine[key], dict(metrics))
         for key, failure in turn.failed.items():
             if isinstance(failure, PermanentError):
-                self._answer(mine[key], {"refused": str(failure)})
+                here = {"only_here": True} if isinstance(failure, CapacityError) else {}
+                self._answer(mine[key], {"refused": str(failure), **here})
             else:
                 self._break(mine[key], failure)
 
@@ -302,7 +299,12 @@ class Pack:
         if sum(one is session for one, _ in self._resident.values()) >= self._slots:
             self._leave(idle[0])
         earlier = [rung for rung in range(order.rung - 1, -1, -1) if self._checkpoint(order.key, rung).is_dir()]
-        session.admit(order.key, spec, data, self._checkpoint(order.key, earlier[0]) if earlier else None)
+        try:
+            session.admit(order.key, spec, data, self._checkpoint(order.key, earlier[0]) if earlier else None)
+        except CorruptionError:  # of a checkpoint, if there is one: it goes no further, and the trial begins again
+            if not earlier:
+                raise
+            session.admit(order.key, spec, data)
         self._resident[order.key] = (session, order.rung - 1)
 
     def _save(self, order: Order) -> None:

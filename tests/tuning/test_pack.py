@@ -58,6 +58,22 @@ def test_without_its_checkpoint_a_trial_is_trained_from_the_start_to_the_same_sc
     assert scores(fresh, order(7, 2)) == whole[2:]
 
 
+def test_a_checkpoint_that_cannot_be_continued_is_left_and_its_trial_begins_again(pack: Pack) -> None:
+    whole = scores(pack, *(order(7, rung) for rung in range(3)))
+    scores(pack, order(8, 0))
+    other = Pack(DOOR, slots=1, threads=1)
+    other.put_data("q0", ROWS)
+    other.put_checkpoint("q0/7", 0, pack.checkpoint("q0/8", 0))
+    assert scores(other, order(7, 1), order(7, 2)) == whole[1:]
+    other.close()
+
+
+def test_what_does_not_fit_here_may_fit_elsewhere_and_what_fits_nowhere_is_refused_for_good(pack: Pack) -> None:
+    here = pack.advance(order(1, 0, MiniSpec(too_long=True)))
+    assert "does not fit" in here["refused"] and here["only_here"]
+    assert "only_here" not in pack.advance(order(2, 0, MiniSpec(method=Lora(rank=666))))
+
+
 def test_a_pack_without_the_rows_asks_to_try_again(tmp_path: Path) -> None:
     with pytest.raises(TemporaryError, match="restarted"):
         Pack(DOOR, slots=1, threads=1).advance(order(0, 0))

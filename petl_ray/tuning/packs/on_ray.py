@@ -64,6 +64,7 @@ class Packs:
         self._figures: Any = None  # promised by a pack
         self.under_way: dict[str, int] = {}  # trial key -> index of the pack that trains it now
         self.last: dict[str, int] = {}  # trial key -> index of the pack that trained it last
+        self._orphaned: dict[str, int] = {}  # trial key -> index of a pack that may train it yet, for nobody
 
     @property
     def count(self) -> int:
@@ -104,13 +105,16 @@ class Packs:
             self._lay_out()
 
     def choose(self, key: str) -> int | None:
-        """The pack with the fewest orders; of equals the one that trained the trial last. None while none is ready."""
+        """The pack with the fewest orders; of equals the one that trained the trial last, and before all the one that
+        trains it yet for a process that died. None while none is ready."""
         if not self._opened:
             for _ in range(self._asked):
                 self._open()
             self.look(_START_S)
         if self._layout is None:
             return None
+        if key in self._orphaned:
+            return self._orphaned[key]
         busy = list(self.under_way.values())
         up = [index for index, pack in self._packs.items() if pack.up]
         return min(up, key=lambda index: (busy.count(index), self.last.get(key) != index, index), default=None)
@@ -133,6 +137,7 @@ class Packs:
         except PackLost:
             return None
         self.last[order.key] = index
+        self._orphaned.pop(order.key, None)
         return pack.name
 
     def files(self, key: str, rung: int) -> Files | None:
@@ -175,6 +180,7 @@ class Packs:
         self.last.pop(key, None)
         with suppress(PackLost):
             self._desk(index, "__ray_ready__")
+            self._orphaned[key] = cast("int", index)
 
     def close(self) -> None:
         """End the actors, after hearing what their slots took."""
@@ -276,7 +282,9 @@ class Packs:
         if pack is None:
             return
         ray.kill(pack.actor)  # it may be cut off, and not dead
-        self.last = {key: other for key, other in self.last.items() if other != index}
+        for trials in (self.last, self._orphaned):
+            for key in [key for key, other in trials.items() if other == index]:
+                del trials[key]
         if self._opened < (RETRIES + 1) * self._asked:
             self._open()
         elif not self._packs:
