@@ -278,6 +278,9 @@ class SlotSession(Protocol):
         """Give up all slots; the session is of no use afterwards."""
 
 
+SHARED_FIELDS = ("base", "task_type", "gradient_checkpointing")  # of a training spec: what all slots of a session share
+
+
 class TrainsSlots(Protocol):
     """The door that training offers to a search: opens a session of K slots for the base that `spec` names."""
 

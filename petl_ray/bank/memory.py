@@ -145,7 +145,7 @@ class Takes:
     @property
     def least_bytes(self) -> float:
         """Of one slot whose passes were halved until a single row was left."""
-        return self.state_bytes + self.row_bytes + self.kept_bytes
+        return self.state_bytes + self.row_bytes
 
     def calibrated(self, calibration: Calibration) -> Takes:
         """With activations as large as they were measured to be."""

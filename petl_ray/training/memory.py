@@ -1,29 +1,16 @@
-"""Memory of passes: foreseen from a question, held in a budget that shrinks where it runs out, and how that is
-recognised, on GPUs and on CPUs."""
+"""Memory of passes: foreseen from a question, and held in a budget that shrinks where it runs out."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
-
-from petl_ray.bank.memory import Steps, makes_logits_late
+from petl_ray.bank.memory import Steps, makes_logits_late, memory_estimate
 from petl_ray.errors import CapacityError
 from petl_ray.methods.table import lowest_adapted_layer
 from petl_ray.models import LoadedBase
 from petl_ray.tasks.late import CHUNK_BYTES
 from petl_ray.training.prefixes import MOST_BYTES
 from petl_ray.training.spec import TrainSpec
-
-# oneDNN, which computes on CPUs, says no more than that a primitive could not be made when it cannot allocate.
-_SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "could not create a primitive")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that an allocation failed."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
 
 
 def too_long(tokens: int, reason: BaseException) -> CapacityError:
@@ -32,6 +19,12 @@ def too_long(tokens: int, reason: BaseException) -> CapacityError:
     error = CapacityError("memory", found, str(reason)[:200], do)
     error.__cause__ = reason
     return error
+
+
+def slot_estimate(loaded: LoadedBase, spec: TrainSpec, labels: int) -> int:
+    """Bytes of one slot for `spec` with so many labels, beside the base; see `petl_ray.bank.memory_estimate`."""
+    tokens = min(spec.batch_size * spec.max_length, spec.tokens_per_step or 1 << 62)
+    return memory_estimate(loaded, spec.method, labels, tokens)
 
 
 def steps_of(loaded: LoadedBase, spec: TrainSpec, workers: int = 1) -> Steps:

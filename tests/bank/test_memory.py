@@ -191,7 +191,7 @@ def test_states_that_are_kept_are_there_once_and_no_activations(tiny_bert: Path)
     plain, kept = (takes(loaded, "cpu", 10, Steps(1024, 8, kept_bytes=count)) for count in (0, 1000))
     assert kept == replace(plain, pass_bytes=plain.pass_bytes + 1000, kept_bytes=1000)
     assert kept.calibrated(Calibration(3.0)).pass_bytes == 3 * plain.pass_bytes + 1000
-    assert kept.least_bytes == plain.least_bytes + 1000
+    assert kept.least_bytes == plain.least_bytes, "what is kept makes room where nothing else has any"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -172,8 +172,12 @@ def test_the_newest_checkpoint_that_verifies_wins_whoever_wrote_it(tmp_path: Pat
     assert store.list("steps/s/progress/") == []
 
 
-def test_a_checkpoint_writes_what_has_changed_and_keeps_what_the_newest_two_need(tmp_path: Path) -> None:
+@pytest.mark.parametrize("settled_s", [0, 1])
+def test_a_checkpoint_writes_what_has_changed_and_keeps_what_the_newest_two_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settled_s: int
+) -> None:
     """Twenty trials that reach a rung one after another: each is written once, and read whole."""
+    monkeypatch.setattr(progress, "_SETTLED_NS", settled_s * 10**9)
     store, saved = Counting(open_store(str(tmp_path / "store"))), tmp_path / "saved"
     saves = progress.Saves(cast("Store", store), "s", "verb", 1)
     for trial in range(20):

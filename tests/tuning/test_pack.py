@@ -1,3 +1,4 @@
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -72,6 +73,21 @@ def test_what_does_not_fit_here_may_fit_elsewhere_and_what_fits_nowhere_is_refus
     here = pack.advance(order(1, 0, MiniSpec(too_long=True)))
     assert "does not fit" in here["refused"] and here["only_here"]
     assert "only_here" not in pack.advance(order(2, 0, MiniSpec(method=Lora(rank=666))))
+
+
+def test_a_pack_knows_the_orders_that_it_can_answer_when_they_are_asked_again(pack: Pack) -> None:
+    scores(pack, order(1, 0))
+    with pytest.raises(ZeroDivisionError):
+        pack.advance(order(2, 0, MiniSpec(method=Lora(rank=999))))
+    slow = MiniSpec(pause_s=1.0)
+    with ThreadPoolExecutor(1) as caller:
+        told = caller.submit(pack.advance, order(3, 0, slow))
+        deadline = time.monotonic() + 10
+        while not pack.has("q0/3", 0) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not told.done()
+    there = {(key, rung) for key in ("q0/1", "q0/2", "q0/3") for rung in (0, 1) if pack.has(key, rung)}
+    assert there == {("q0/1", 0), ("q0/3", 0)}, "what broke in the pack itself goes wherever there is room"
 
 
 def test_a_pack_without_the_rows_asks_to_try_again(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ class Packs:
         self._figures: Any = None  # promised by a pack
         self.under_way: dict[str, int] = {}  # trial key -> index of the pack that trains it now
         self.last: dict[str, int] = {}  # trial key -> index of the pack that trained it last
-        self._orphaned: dict[str, int] = {}  # trial key -> index of a pack that may train it yet, for nobody
+        self._orphaned: dict[str, int] = {}  # trial key -> index of the pack that has its order, for nobody
 
     @property
     def count(self) -> int:
@@ -106,7 +106,7 @@ class Packs:
 
     def choose(self, key: str) -> int | None:
         """The pack with the fewest orders; of equals the one that trained the trial last, and before all the one that
-        trains it yet for a process that died. None while none is ready."""
+        has its order from a process that died. None while none is ready."""
         if not self._opened:
             for _ in range(self._asked):
                 self._open()
@@ -174,13 +174,13 @@ class Packs:
             self._gone(index, error)
             return []
 
-    def lost(self, key: str) -> None:
-        """A trial broke: see whether its pack is still there, and bring the trial's checkpoint again."""
+    def lost(self, key: str, rung: int) -> None:
+        """A trial broke: see whether its pack is still there and has its order; if not, bring its checkpoint again."""
         index = self.under_way.pop(key, None)
         self.last.pop(key, None)
         with suppress(PackLost):
-            self._desk(index, "__ray_ready__")
-            self._orphaned[key] = cast("int", index)
+            if self._desk(index, "has", key, rung):
+                self._orphaned[key] = cast("int", index)
 
     def close(self) -> None:
         """End the actors, after hearing what their slots took."""
