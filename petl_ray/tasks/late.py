@@ -34,7 +34,7 @@ class LateLogits:
         hidden = self.hidden[where]
         parts = [
             scored(linear(mine, self.weight, self.bias), wanted)
-            for mine, wanted in zip(hidden.split(self._rows), targets.split(self._rows), strict=True)
+            for mine, wanted in zip(torch.split(hidden, self._rows), torch.split(targets, self._rows), strict=True)
         ]
         logs, likeliest = zip(*parts, strict=True)
         return torch.cat(logs), torch.cat(likeliest)

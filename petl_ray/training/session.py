@@ -272,7 +272,7 @@ class Session:
         """Validation in passes that are halved where memory runs out; CapacityError where one row does not fit."""
         while True:
             bounds = [each.tokens for each in (self.budget, self._scoring) if each.tokens is not None]
-            tokens = min([VALIDATION_TOKENS, *bounds])
+            tokens = min([VALIDATION_TOKENS[self.loaded.device.type], *bounds])
             try:
                 return occupant.validate(tokens)
             except (RuntimeError, MemoryError) as error:

@@ -85,13 +85,14 @@ class Packs:
 
     def look(self, patience_s: float = 0.0) -> None:
         """See which packs came up, waiting for the first of them no longer than `patience_s`."""
-        coming = {pack.ready: index for index, pack in self._packs.items() if not pack.up}
+        coming, fresh = {pack.ready: index for index, pack in self._packs.items() if not pack.up}, []
         if patience_s:
             ray.wait(list(coming), timeout=patience_s)
         for ready in ray.wait(list(coming), num_returns=len(coming), timeout=0)[0] if coming else ():
             try:
                 ray.get(ready)
                 self._packs[coming[ready]].up = True
+                fresh.append(coming[ready])
             except ray.exceptions.RayError as error:
                 self._gone(coming[ready], error)
         if self._opened and self.count != self._told:
@@ -103,6 +104,9 @@ class Packs:
             self._next_turn()
         if self._layout is None and self.count:
             self._lay_out()
+        if self._figures is not None:  # the others load their base meanwhile
+            for index in set(fresh) & set(self._packs) - {self._figures[0]}:
+                self._packs[index].actor.footprints.remote(self._figures[3][:1])
 
     def choose(self, key: str) -> int | None:
         """The pack with the fewest orders; of equals the one that trained the trial last, and before all the one that
@@ -111,6 +115,11 @@ class Packs:
             for _ in range(self._asked):
                 self._open()
             self.look(_START_S)
+        while self._figures is not None and not (self.under_way or all(hunt.over for hunt in self._hunts.values())):
+            ray.wait([self._figures[2]], timeout=_CHECK_S)  # Tune, which has no trial yet, would ask again in a second
+            for hunt in self._hunts.values():
+                hunt.check()
+            self.look()
         if self._layout is None:
             return None
         if key in self._orphaned:
@@ -216,12 +225,13 @@ class Packs:
         hunts = [hunt for hunt in self._turn if not hunt.over]
         if self._figures is None and hunts:
             index = next(index for index, pack in self._packs.items() if pack.up)
-            orders = [hunt.sizes() for hunt in hunts]
-            asked = self._packs[index].actor.footprints.remote([order for mine in orders for order in mine])
-            self._figures = index, [(hunt, len(mine)) for hunt, mine in zip(hunts, orders, strict=True)], asked
+            sizes = [hunt.sizes() for hunt in hunts]
+            orders = [order for mine in sizes for order in mine]
+            asked = self._packs[index].actor.footprints.remote(orders)
+            self._figures = index, [(hunt, len(mine)) for hunt, mine in zip(hunts, sizes, strict=True)], asked, orders
         if self._figures is None or not ray.wait([self._figures[2]], timeout=0)[0]:
             return
-        (index, of, asked), self._figures = self._figures, None
+        (index, of, asked, _), self._figures = self._figures, None
         try:
             self._decide(of, ray.get(asked))
         except ray.exceptions.RayError as error:
