@@ -88,7 +88,7 @@ class CapacityError(PermanentError):
 
 
 class TrainingError(PermanentError):
-    """A training run that diverged."""
+    """A training that diverged, or that broke off in a pass or a validation."""
 
     exit_code = 6
 

@@ -263,9 +263,10 @@ class SlotSession(Protocol):
 
     def footprint(self, spec: Spec, labels: int) -> dict[str, Any]:
         """What a pack is planned with, here: `estimate`; names of `base` and `device`; `base_bytes`; the `slot_bytes` of
-        each slot (of them `state_bytes` beside activations), the `pass_bytes` that all together need once and the
-        `row_bytes` of one row's activations; `machine_bytes`, the memory there is, and `free_bytes`, what of it this
-        process may take, with its base (None: all); `shared`, whether slots share passes of the base.
+        each slot (of them `state_bytes` beside activations), the `pass_bytes` that all together need once (of them
+        `kept_bytes` beside activations) and the `row_bytes` of one row's activations; `machine_bytes`, the memory there
+        is, and `free_bytes`, what of it this process may take, with its base (None: all); `shared`, whether slots share
+        passes of the base.
         """
 
     def memory(self) -> dict[str, Any]:
@@ -275,6 +276,9 @@ class SlotSession(Protocol):
 
     def close(self) -> None:
         """Give up all slots; the session is of no use afterwards."""
+
+
+SHARED_FIELDS = ("base", "task_type", "gradient_checkpointing")  # of a training spec: what all slots of a session share
 
 
 class TrainsSlots(Protocol):

@@ -10,7 +10,7 @@ import ctypes
 import statistics
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ PASS_TOKENS = {"fp32": 512, "other": 1024}  # padded tokens of a pass that slots
 USABLE = 0.9  # of the memory there is: allocators lose some, and so do the libraries' own buffers
 _BENDS = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # what a configuration calls a bent head
 RATIOS = (0.25, 4.0)  # a measurement beyond these says more about the day than about the base
+SHORT_TOKENS = 128
 LATE_COPIES = 3  # of a chunk of late logits: as the head gives them, as shares in fp32, as the gradient handed back
 NF4_BYTES = 0.516  # of a 4-bit weight with its doubly quantised scales: 1/2 + 1/64 and a little
 
@@ -38,30 +39,47 @@ def memory_estimate(loaded: LoadedBase, method: Any, labels: int, tokens: int) -
 
 
 def activation_estimate(
-    loaded: LoadedBase, tokens: int, checkpointed: bool = False, late_bytes: int | None = None, frozen_depth: int = 0
+    loaded: LoadedBase,
+    tokens: int,
+    row_tokens: int = SHORT_TOKENS,
+    checkpointed: bool = False,
+    late: bool = False,
+    frozen_depth: int = 0,
 ) -> int:
-    """Bytes that autograd keeps of one pass over `tokens` tokens.
+    """Bytes that autograd keeps of one pass over `tokens` tokens in rows of at most `row_tokens`.
 
     With `checkpointed` layers that is one hidden vector a layer and token, and one layer's activations while it is
-    computed again. Logits that are made late come in chunks of `late_bytes` in fp32. Of the lowest `frozen_depth` layers
-    nothing is kept.
+    computed again. Logits that are made `late` are not among them (see `late_estimate`). Of the lowest `frozen_depth`
+    layers nothing is kept.
 
     Kept per token and layer are about ten vectors of the hidden width, four of the feed-forward width and one row of
-    attention scores per head (rows of 128 tokens), in the base's type; a language model adds its logits and their
-    gradient in fp32. Against what autograd was measured to keep for 256 and 1,024 tokens this is 1.5 to 1.8 times as
-    much on MiniLM (room for what the backward pass takes on top), and 0.6 to 2 times on a Llama of 260 thousand
-    parameters, whose heads are only 8 wide.
+    attention scores per head, in the base's type; a language model adds its logits and their gradient in fp32. Scores of
+    rows longer than SHORT_TOKENS count as they are where attention is explicit; where it is fused, which keeps none,
+    those of SHORT_TOKENS stand for its buffers. Against what autograd was measured to keep for 256 and 1,024 tokens
+    this is 1.5 to 1.8 times as much on MiniLM (room for what the backward pass takes on top), and 0.6 to 2 times on a
+    Llama of 260 thousand parameters, whose heads are only 8 wide.
     """
     config = loaded.model.config
     hidden = int(config.hidden_size)
     wide = int(getattr(config, "intermediate_size", None) or 4 * hidden)
     layers, heads = max(0, int(config.num_hidden_layers) - frozen_depth), int(config.num_attention_heads)
-    width, layer = loaded.compute_dtype.itemsize, 10 * hidden + 4 * wide + heads * 128
+    explicit = getattr(config, "_attn_implementation", None) == "eager"
+    scores = heads * (max(SHORT_TOKENS, row_tokens) if explicit else SHORT_TOKENS)
+    width, layer = loaded.compute_dtype.itemsize, 10 * hidden + 4 * wide + scores
     kept = tokens * width * (layers * hidden + layer if checkpointed else layers * layer)
-    if loaded.task_type != "causal_lm":
+    if loaded.task_type != "causal_lm" or late:
         return kept
-    logits = tokens * int(config.vocab_size) * 4
-    return kept + (2 * logits if late_bytes is None else LATE_COPIES * min(logits, late_bytes))
+    return kept + 2 * _logits_bytes(loaded, tokens)
+
+
+def late_estimate(loaded: LoadedBase, tokens: int, chunk_bytes: int) -> int:
+    """Bytes of the logits of `tokens` tokens that are made late, in chunks of `chunk_bytes` in fp32: one chunk at a time,
+    whoever's it is."""
+    return LATE_COPIES * min(_logits_bytes(loaded, tokens), chunk_bytes)
+
+
+def _logits_bytes(loaded: LoadedBase, tokens: int) -> int:
+    return tokens * int(loaded.model.config.vocab_size) * 4
 
 
 def makes_logits_late(loaded: LoadedBase, method: Any) -> bool:
@@ -83,34 +101,46 @@ def makes_logits_late(loaded: LoadedBase, method: Any) -> bool:
 
 @dataclass(frozen=True)
 class Steps:
-    """How a question takes its steps: `tokens` padded tokens in one pass at the most, `row_tokens` in one row."""
+    """How a question takes its steps: `tokens` padded tokens in one pass at the most, `row_tokens` in one row.
+
+    `late_bytes` are those of a chunk of late logits, None where they are not made late; `kept_bytes` the most that is
+    kept of states behind a frozen prefix, for all who need them.
+    """
 
     tokens: int
     row_tokens: int
     checkpointed: bool = False
     late_bytes: int | None = None
+    kept_bytes: int = 0
 
     def activations(self, loaded: LoadedBase, tokens: int) -> int:
         """Bytes kept of a pass over `tokens` tokens."""
-        return activation_estimate(loaded, tokens, self.checkpointed, self.late_bytes)
+        late = self.late_bytes is not None
+        return activation_estimate(loaded, tokens, self.row_tokens, self.checkpointed, late)
+
+    def chunk(self, loaded: LoadedBase, tokens: int) -> int:
+        """Bytes of late logits while a pass over `tokens` tokens is scored."""
+        return 0 if self.late_bytes is None else late_estimate(loaded, tokens, self.late_bytes)
 
 
 @dataclass(frozen=True)
 class Takes:
     """Bytes that training takes beside a base: `slot_bytes` for each slot, `pass_bytes` once for all of them.
 
-    Of a slot `state_bytes` are known exactly; all else are activations, estimated: `row_bytes` those of a single row.
+    Of a slot `state_bytes` are known exactly, of what is there once the `kept_bytes` are an upper bound; all else are
+    activations, estimated: `row_bytes` those of a single row.
     """
 
     slot_bytes: float
     pass_bytes: float
     state_bytes: float
     row_bytes: float
+    kept_bytes: float = 0.0
 
     @classmethod
     def told(cls, figures: Mapping[str, Any]) -> Takes:
         """What a footprint says (see `SlotSession.footprint`)."""
-        return cls(*(figures[name] for name in ("slot_bytes", "pass_bytes", "state_bytes", "row_bytes")))
+        return cls(*(figures[one.name] for one in fields(cls)))
 
     @property
     def least_bytes(self) -> float:
@@ -120,20 +150,25 @@ class Takes:
     def calibrated(self, calibration: Calibration) -> Takes:
         """With activations as large as they were measured to be."""
         ratio, activations = calibration.ratio, self.slot_bytes - self.state_bytes
-        return replace(self, slot_bytes=self.state_bytes + activations * ratio, pass_bytes=self.pass_bytes * ratio)
+        passes = self.kept_bytes + (self.pass_bytes - self.kept_bytes) * ratio
+        return replace(self, slot_bytes=self.state_bytes + activations * ratio, pass_bytes=passes)
 
 
 def takes(loaded: LoadedBase, device: str, parameters: int, steps: Steps, shared: bool = True) -> Takes:
     """What slots of `parameters` trained parameters take that step as `steps` says.
 
     On a GPU all slots lie in one pass, and each brings activations of its own. On a CPU passes follow one another, each
-    of as many tokens as one slot has, or as a shared pass is bounded to (PASS_TOKENS): their activations come once.
+    of as many tokens as one slot has, or as a shared pass is bounded to (PASS_TOKENS): their activations come once. So
+    do chunks of late logits, and states that are kept, on either.
     """
     state, row = parameters * STATE_BYTES, steps.activations(loaded, steps.row_tokens)
+    row, kept = row + steps.chunk(loaded, steps.row_tokens), steps.kept_bytes
     if device != "cpu":
-        return Takes(state + steps.activations(loaded, steps.tokens), 0, state, row)
+        once = steps.chunk(loaded, steps.tokens) + kept
+        return Takes(state + steps.activations(loaded, steps.tokens), once, state, row, kept)
     bound = PASS_TOKENS["fp32" if loaded.base.precision == "fp32" else "other"] if shared else 0
-    return Takes(state, steps.activations(loaded, max(steps.tokens, bound)), state, row)
+    most = max(steps.tokens, bound)
+    return Takes(state, steps.activations(loaded, most) + steps.chunk(loaded, most) + kept, state, row, kept)
 
 
 def base_estimate(loaded: LoadedBase) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from petl_ray.bank.wiring import PlainLayout, in_force
 from petl_ray.methods.sites import Anatomy
+from petl_ray.models.faults import is_device_fault, is_out_of_memory
 from petl_ray.models.loading import LoadedBase
 
 PROBE_TOKENS = 4
@@ -84,9 +85,9 @@ class FrozenPrefix:
             return False
         try:
             return self._tried(depth)
-        except torch.OutOfMemoryError:
-            raise
-        except _MISUNDERSTOOD:  # layers that talk to each other otherwise: their passes begin at the beginning
+        except _MISUNDERSTOOD as error:  # layers that talk to each other otherwise: their passes begin at the beginning
+            if is_out_of_memory(error) or is_device_fault(error):
+                raise
             return False
 
     def _tried(self, depth: int) -> bool:

@@ -67,8 +67,15 @@ def memory_free_bytes(device: torch.device | str = "cpu") -> int:
     free = _host_free_bytes()
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.is_file() and used.is_file() and (text := limit.read_text().strip()).isdigit():
-        free = min(free, max(0, int(text) - int(used.read_text())))
+        free = min(free, max(0, int(text) - int(used.read_text()) + _reclaimable_bytes()))
     return free
+
+
+def _reclaimable_bytes() -> int:
+    """Pages of files that the control group is charged for and would give up at once."""
+    told = Path("/sys/fs/cgroup/memory.stat")
+    rows = dict(line.split() for line in told.read_text().splitlines()) if told.is_file() else {}
+    return int(rows.get("inactive_file", 0))
 
 
 def memory_total_bytes() -> int:

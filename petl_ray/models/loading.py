@@ -94,21 +94,23 @@ def load_base(base: LockedBase, task_type: TaskType, device: str = "auto") -> Lo
     )
 
 
-def load_skeleton(base: LockedBase, task_type: TaskType) -> Any:
-    """The model's structure without weights (meta device): enough to count an adapter's parameters, free of charge."""
+def load_skeleton(base: LockedBase, task_type: TaskType, device: str = "cpu") -> Any:
+    """The model's structure without weights (meta device): enough to count an adapter's parameters, free of charge. Its
+    attention is the one that it would have on `device`."""
     directory = locate(base.pinned)
     check_directory(directory, base.pinned.uri)
-    return _skeleton(directory, task_type)
+    return _skeleton(directory, task_type, choose_attention(torch.device(device), base.precision))
 
 
-def _skeleton(directory: Path, task_type: TaskType) -> Any:
+def _skeleton(directory: Path, task_type: TaskType, attention: str | None = None) -> Any:
     from transformers import AutoConfig
 
     with _quiet(), torch.device("meta"):
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         if task_type == "classification":
             config.num_labels = 2
-        return _auto_class(task_type).from_config(config)
+        options = {"attn_implementation": attention} if attention else {}
+        return _auto_class(task_type).from_config(config, **options)
 
 
 def _load_model(base: LockedBase, task_type: TaskType, directory: Path, device: torch.device) -> Any:

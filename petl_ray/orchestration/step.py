@@ -32,7 +32,7 @@ class ClaimedStep:
         self._opened, self.claim, self.entry, self._resources, self._pulse = opened, claim, entry, resources, pulse
         self._plan_digest = plan_digest
         self._scratch: Path | None = None
-        self._saved: int | None = None
+        self._saves: progress.Saves | None = None
         self._uses_progress = False
 
     @property
@@ -69,11 +69,10 @@ class ClaimedStep:
 
     def save_progress(self, directory: Path, note: Mapping[str, Any]) -> None:
         self._check_fence()
-        store, fence = self._opened.store, self.claim.fence
-        saved = progress.last_number(store, self.name, fence) if self._saved is None else self._saved
-        self._saved, self._uses_progress = saved + 1, True
-        progress.save(store, self.name, self.entry.verb, fence, self._saved, directory, note)
-        progress.prune(store, self.name, fence)
+        self._uses_progress = True
+        if self._saves is None:
+            self._saves = progress.Saves(self._opened.store, self.name, self.entry.verb, self.claim.fence)
+        self._saves.save(directory, note)
 
     def load_progress(self) -> Progress | None:
         self._uses_progress = True

@@ -44,7 +44,7 @@ def estimate(
         recipe = _recipes(spec)[0]
         told = f"{work['trials']} trials, about {work['full_trainings']} trainings of {recipe.epochs:g} epochs"
         _refuse_placeless(spec, recipe, task_type)
-        demand = _demand(_recipes(spec), task_type, machine, 1)
+        demand = _demand(_recipes(spec), task_type, machine, 1, spec.limits.memory_bytes)
         under_way = under_way or trials_under_way([spec])
         if machine is None:
             one, slots = demand.recipe, min(resources.slots, most_each(under_way, resources.packs))
@@ -68,10 +68,11 @@ def slots_side_by_side(
 ) -> int:
     """How many of the largest adapters that `spec` may ask for one pack holds, were nothing else on `machine`.
 
-    What is free today and what was measured before is left out: the answer may bear identity. Raises AdapterError as
-    `estimate` does.
+    What is free today and what was measured before is left out: the answer may bear identity. Raises AdapterError and
+    PlanError as `estimate` does.
     """
-    demand = _demand(_recipes(spec), task_type, machine, resources.workers)
+    limit = spec.limits.memory_bytes if isinstance(spec, SearchSpec) else None
+    demand = _demand(_recipes(spec), task_type, machine, resources.workers, limit)
     share, most = replace(machine, free_bytes=None).share(resources.gpus, beside), resources.slots
     try:
         plan = plan_slots(demand.base_bytes, demand.widest.slot_bytes, share, most, demand.widest.pass_bytes)
@@ -89,15 +90,22 @@ def _recipes(spec: TrainSpec | SearchSpec) -> list[TrainSpec]:
 def _refuse_placeless(spec: SearchSpec, recipe: TrainSpec, task_type: TaskType) -> None:
     """AdapterError or PlanError for what the space offers and the base has no place for, with the recipe as it is
     otherwise."""
-    loaded = _skeleton(recipe.base, task_type)
+    loaded = _skeleton(recipe.base, task_type, "cpu")
     _takes(loaded, recipe, task_type, "cpu", 1)  # what is wrong with the recipe itself is said of it
-    for path, value in [*choices(spec), *highest(spec)]:
-        with suppress(ValidationError):  # it goes with others of the space, or with none: trials are told
-            chosen = with_overrides(recipe, {path: value})
+    offered = [*choices(spec), *highest(spec)]
+    for path, value in offered:
+        beside = [{other: theirs} for other, theirs in offered if other != path]
+        found: AdapterError | PlanError | None = None
+        for others in ({}, *beside):  # one that goes with some other choice is told by its trials
             try:
-                _takes(loaded, chosen, task_type, "cpu", 1)
+                with suppress(ValidationError):
+                    _takes(loaded, with_overrides(recipe, {**others, path: value}), task_type, "cpu", 1)
+                break
             except (AdapterError, PlanError) as error:
-                raise error.within("search.space") from error
+                found = found or error
+        else:
+            assert found is not None
+            raise found.within("search.space") from found
 
 
 def _one(demand: Demand, resources: Resources, measured: Sequence[Mapping[str, Any]], beside: int) -> dict[str, Any]:
@@ -120,18 +128,23 @@ def _told(one: Takes) -> dict[str, int]:
     return {"slot_bytes": int(one.slot_bytes), "pass_bytes": int(one.pass_bytes)}
 
 
-def _demand(recipes: Sequence[TrainSpec], task_type: TaskType, machine: Machine | None, workers: int) -> Demand:
+def _demand(
+    recipes: Sequence[TrainSpec], task_type: TaskType, machine: Machine | None, workers: int, limit: int | None = None
+) -> Demand:
     """What the first recipe takes, and the largest of them, beside a base of which only the structure is loaded.
 
-    Others than the first that the base has no place for are left out: their trials are never trained.
+    Others than the first that the base has no place for, or that need more than `limit` bytes a slot, are left out:
+    their trials are never trained.
     """
     base = recipes[0].base
-    loaded = _skeleton(base, task_type)
     machine = machine or Machine("cpu", 0)
+    loaded = _skeleton(base, task_type, machine.device)
     needs = [_takes(loaded, recipes[0], task_type, machine.device, workers)]
     for recipe in recipes[1:]:
         with suppress(AdapterError, PlanError):
-            needs.append(_takes(loaded, recipe, task_type, machine.device, workers))
+            needed = _takes(loaded, recipe, task_type, machine.device, workers)
+            if limit is None or _slot_bytes(loaded, recipe, task_type) <= limit:
+                needs.append(needed)
     return Demand(
         session=task_type,
         base=base_name(base),
@@ -150,18 +163,29 @@ def _takes(loaded: Any, spec: TrainSpec, task_type: TaskType, device: str, worke
     from petl_ray.training.memory import steps_of
 
     refuse_longer(loaded.model, spec.max_length)
-    parameters = count_parameters(loaded.model, spec.method, _LABELS if task_type == "classification" else 0)
+    parameters = count_parameters(loaded.model, spec.method, _labels(task_type))
     return takes(loaded, device, parameters, steps_of(loaded, spec, workers), shared=workers == 1)
 
 
+def _slot_bytes(loaded: Any, spec: TrainSpec, task_type: TaskType) -> int:
+    """What `limits.memory_bytes` bounds."""
+    from petl_ray.training.memory import slot_estimate
+
+    return slot_estimate(loaded, spec, _labels(task_type))
+
+
+def _labels(task_type: TaskType) -> int:
+    return _LABELS if task_type == "classification" else 0
+
+
 @lru_cache(maxsize=4)
-def _skeleton(base: LockedBase, task_type: TaskType) -> Any:
+def _skeleton(base: LockedBase, task_type: TaskType, device: str) -> Any:
     import torch
 
     from petl_ray.models.device import DTYPES
     from petl_ray.models.loading import LoadedBase, load_skeleton
 
-    model = load_skeleton(base, task_type)
+    model = load_skeleton(base, task_type, device)
     return LoadedBase(
         base=base,
         task_type=task_type,

@@ -7,7 +7,7 @@ from functools import cache
 
 from petl_ray import data
 from petl_ray.artifact import Adapter
-from petl_ray.errors import BaseModelError, PlanError
+from petl_ray.errors import AdapterError, BaseModelError, PlanError
 from petl_ray.models import resolve
 from petl_ray.models.spec import BaseSpec, LockedBase, Precision, TaskType
 from petl_ray.orchestration.verbs import VERBS
@@ -32,7 +32,7 @@ def lock(
     A champion that cannot be measured again (its base is gone, say) is left out; the gate says so in its time.
     `auto_precision` says what `auto` means where the plan will train (default: on this machine); only a plan that
     leaves it open asks; `auto_seeds` what `seeds: auto` means there for a search or training. Raises DataError,
-    BaseModelError or PlanError for what cannot be resolved, before anything is paid.
+    BaseModelError, AdapterError or PlanError for what cannot be resolved, before anything is paid.
     """
     base = _resolved(plan.base, auto_precision)
     lost = cache(why_lost)  # the champions of many tasks share a base
@@ -42,7 +42,7 @@ def lock(
         gone = standing is None or why_unmeasurable(standing, task.type, base.pinned, lost)
         return None if gone else standing
 
-    tasks = {key: _lock_task(task, base, measurable(key, task), auto_seeds) for key, task in plan.tasks.items()}
+    tasks = {key: _lock_task(key, task, base, measurable(key, task), auto_seeds) for key, task in plan.tasks.items()}
     for key, task in tasks.items():
         if task.search is not None:
             _refuse_nonsense(key, task.search)
@@ -67,17 +67,23 @@ def _resolved(base: BaseSpec, auto_precision: Callable[[], Precision] | None) ->
         raise BaseModelError(error.what, error.found, error.why, do, **error.extra) from error
 
 
-def _lock_task(task: TaskPlan, base: LockedBase, champion: Adapter | None, auto_seeds: AutoSeeds) -> LockedTask:
+def _lock_task(
+    key: str, task: TaskPlan, base: LockedBase, champion: Adapter | None, auto_seeds: AutoSeeds
+) -> LockedTask:
     training = task.training.model_copy(update={"base": base})
     search = task.search
     if search is not None:
         search = type(search).model_validate({**search.model_dump(mode="json"), "recipe": training})
+    try:
+        seeds = auto_seeds(search or training, task.type) if task.seeds == "auto" else task.seeds
+    except (AdapterError, PlanError) as error:
+        raise error.within(f"tasks.{key}") from error
     return LockedTask(
         type=task.type,
         data=data.lock(task.data),
         training=training,
         search=search,
-        seeds=auto_seeds(search or training, task.type) if task.seeds == "auto" else task.seeds,
+        seeds=seeds,
         evaluation=task.evaluation,
         gate=task.gate,
         champion=champion,

@@ -76,10 +76,14 @@ def seeds_at(placement: Placement, spec: TrainSpec | SearchSpec, task_type: Task
 
     Raises CapacityError or TemporaryError if the cluster has no such machine or is away.
     """
+    asked = placement.resources(train.name)
+    if asked.slots < SEEDS or asked.workers > 1:
+        return 1
     given, beside = _given(placement, train.name)
     if given.slots < SEEDS or given.workers > 1:
         return 1
-    return SEEDS if slots_side_by_side(spec, given, task_type, _smallest(placement, train.name), beside) >= SEEDS else 1
+    least = min(_machines(placement, train.name), key=lambda one: one.bytes)
+    return SEEDS if slots_side_by_side(spec, given, task_type, least, beside) >= SEEDS else 1
 
 
 def launch(
@@ -113,11 +117,14 @@ def rehearsal(plan: Plan, home: Home, placement: Placement) -> list[PlannedStep]
     return rehearse(home, placement, lambda run: pipeline(locked.pipeline)(run, locked))
 
 
-def costs(home: Home, placement: Placement, steps: Sequence[PlannedStep]) -> Callable[[PlannedStep], dict[str, Any]]:
+def costs(
+    home: Home, placement: Placement, steps: Sequence[PlannedStep], *, at_best: bool = False
+) -> Callable[[PlannedStep], dict[str, Any]]:
     """What one of `steps` would cost where `placement` does it; see `petl_ray.plan.estimate`.
 
     What is found costs nothing, so it is held against no machine. All searches share their packs. It raises
-    CapacityError, naming the step, where there is no room for one slot.
+    CapacityError, naming the step, where there is no room for one slot on the machine with the least memory as it is
+    now; with `at_best` on the one with the most, were nothing else there.
     """
     measured = remembered(home, "memory")
     searches = [step.spec for step in steps if step.status != "hit" and isinstance(step.spec, SearchSpec)]
@@ -130,9 +137,10 @@ def costs(home: Home, placement: Placement, steps: Sequence[PlannedStep]) -> Cal
     def machine(verb: str) -> Machine | None:
         """None while the cluster is away, since a plan can be read without it."""
         try:
-            return _smallest(placement, verb)
+            found = sorted(_machines(placement, verb), key=lambda one: one.bytes)
         except TemporaryError:
             return None
+        return replace(found[-1], free_bytes=None) if at_best else found[0]
 
     def cost(step: PlannedStep) -> dict[str, Any]:
         trains = step.verb in (search.name, train.name) and step.status != "hit"
@@ -148,10 +156,13 @@ def costs(home: Home, placement: Placement, steps: Sequence[PlannedStep]) -> Cal
 
 
 def refuse_what_cannot_train(locked: LockedPlan, home: Home, placement: Placement) -> None:
-    """CapacityError, AdapterError or PlanError for a search or training, not yet found, that has no room on the machines
-    of `placement` or no place in its base; a run of the plan would come to it after it had paid for others."""
+    """CapacityError, AdapterError or PlanError for a search or training, not yet found, that has no room on any machine
+    of `placement` or no place in its base; a run of the plan would come to it after it had paid for others.
+
+    What others hold at the moment is left out: they may be this very run's, whose driver was killed.
+    """
     steps = rehearse(home, placement, lambda run: pipeline(locked.pipeline)(run, locked))
-    cost = costs(home, placement, steps)
+    cost = costs(home, placement, steps, at_best=True)
     for step in steps:
         if step.verb in (search.name, train.name) and step.status != "hit":
             cost(step)
@@ -171,10 +182,10 @@ def _given(placement: Placement, verb: str) -> tuple[Resources, int]:
     return resources, processes.beside(there)
 
 
-def _smallest(placement: Placement, verb: str) -> Machine:
-    """The machine with the least memory of those that could do it."""
+def _machines(placement: Placement, verb: str) -> list[Machine]:
+    """The memory of each machine that could do it."""
     found: list[Machine] = ask(placement, verb, "petl_ray.bank.memory:machine_here")
-    return min(found, key=lambda one: one.bytes)
+    return found
 
 
 def _walk(

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from petl_ray.errors import DataError
 from petl_ray.fingerprint import sha256_of
 from petl_ray.tasks.batch import IGNORED, Batch, Encoded, RowScore
-from petl_ray.tasks.late import LateLogits
+from petl_ray.tasks.late import LateLogits, scored
 from petl_ray.tasks.padding import pad, pad_inputs
 
 
@@ -74,10 +74,10 @@ class CausalLm:
         """Cross-entropy in fp32, summed over scored tokens; only their positions are raised to fp32."""
         assert batch.targets is not None, "a loss needs targets"
         targets = batch.targets.to(_device(logits))
-        scored = targets != IGNORED
+        where = targets != IGNORED
         if isinstance(logits, LateLogits):
-            return logits.loss_sum(scored, targets[scored])
-        return F.cross_entropy(logits[scored].float(), targets[scored], reduction="sum")
+            return logits.loss_sum(where, targets[where])
+        return F.cross_entropy(logits[where].float(), targets[where], reduction="sum")
 
     def score_rows(self, logits: torch.Tensor | LateLogits, batch: Batch) -> list[RowScore]:
         """Each row's summed loss over its scored tokens, and whether greedy decoding gives exactly the completion.
@@ -89,13 +89,14 @@ class CausalLm:
         targets = batch.targets.to(_device(logits))
         scores = []
         for index, row in enumerate(batch.ids):
-            scored = targets[index] != IGNORED
-            found = logits.at((index, scored)) if isinstance(logits, LateLogits) else logits[index, scored].detach()
-            logs = found.float().log_softmax(-1)
-            wanted = targets[index][scored]
-            loss = float(-logs.gather(1, wanted[:, None]).double().sum())
-            exact = int((logs.argmax(-1) == wanted).all())
-            scores.append(RowScore(row, 1, exact, math.exp(-loss), loss, int(scored.sum())))
+            where = targets[index] != IGNORED
+            wanted = targets[index][where]
+            if isinstance(logits, LateLogits):
+                logs, likeliest = logits.scored((index, where), wanted)
+            else:
+                logs, likeliest = scored(logits[index, where].detach(), wanted)
+            loss = float(-logs.double().sum())
+            scores.append(RowScore(row, 1, int(likeliest.all()), math.exp(-loss), loss, int(where.sum())))
         return scores
 
 

@@ -27,20 +27,38 @@ class LateLogits:
     weight: Tensor
     bias: Tensor | None
 
-    def at(self, where: Any) -> Tensor:
-        """The logits of `hidden[where]`, without a gradient."""
-        return linear(self.hidden[where].detach(), self.weight, self.bias)
+    @torch.no_grad()
+    def scored(self, where: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each of the positions `hidden[where]`, in chunks: the log-probability of its target (fp32), and whether that
+        is the likeliest."""
+        hidden = self.hidden[where]
+        parts = [
+            scored(linear(mine, self.weight, self.bias), wanted)
+            for mine, wanted in zip(torch.split(hidden, self._rows), torch.split(targets, self._rows), strict=True)
+        ]
+        logs, likeliest = zip(*parts, strict=True)
+        return torch.cat(logs), torch.cat(likeliest)
 
     def loss_sum(self, where: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy in fp32 summed over the positions of the mask `where` [rows, length]; `targets` are theirs."""
-        result: Tensor = _ChunkedLoss.apply(self.hidden[where], self.weight, self.bias, targets)  # type: ignore[no-untyped-call]
+        result: Tensor = _ChunkedLoss.apply(self.hidden[where], self.weight, self.bias, targets, self._rows)  # type: ignore[no-untyped-call]
         return result
+
+    @property
+    def _rows(self) -> int:
+        """Positions of one chunk."""
+        return max(1, CHUNK_BYTES // (4 * self.weight.shape[0]))
+
+
+def scored(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Of logits [positions, vocabulary] the log-probability of each target (fp32), and whether that is the likeliest."""
+    logs = logits.float().log_softmax(-1)
+    return logs.gather(1, targets[:, None])[:, 0], logs.argmax(-1) == targets
 
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-        rows = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, rows: int) -> Tensor:
         loss = torch.zeros((), device=hidden.device)
         gradient = torch.empty_like(hidden) if hidden.requires_grad else None
         for start in range(0, len(targets), rows):
@@ -55,5 +73,5 @@ class _ChunkedLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        return ctx.gradient * gradients[0], None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return ctx.gradient * gradients[0], None, None, None, None

@@ -9,6 +9,7 @@ def as_failure(what: str, error: Exception) -> PetlRayError:
     """`error` itself where it is one of ours, else a TrainingError of `what` that tells it."""
     if isinstance(error, PetlRayError):
         return error
-    ours = TrainingError(what, type(error).__name__, str(error)[:500])
+    do = "Train it again alone, or on another machine, to see whose fault it is"
+    ours = TrainingError(what, type(error).__name__, str(error)[:500], do)
     ours.__cause__ = error
     return ours

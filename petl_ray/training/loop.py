@@ -10,11 +10,12 @@ import torch
 
 from petl_ray.bank import Bank
 from petl_ray.errors import PetlRayError
+from petl_ray.models.faults import is_device_fault, is_out_of_memory
 from petl_ray.training.failures import as_failure
-from petl_ray.training.memory import TokenBudget, is_out_of_memory, too_long
+from petl_ray.training.memory import TokenBudget, too_long
 from petl_ray.training.occupant import Occupant
 from petl_ray.training.optimizer import norms, stride
-from petl_ray.training.rounds import Round, plan_rounds, round_depth, round_tokens
+from petl_ray.training.rounds import Round, plan_rounds, round_depth, round_length, round_tokens
 from petl_ray.training.sharing import Sharing
 
 
@@ -28,7 +29,7 @@ def take_step(
     """One step of each; who failed and why. A diverged one is only marked, the others go on.
 
     CapacityError where a single row of an occupant does not fit into memory, TrainingError where its pass fails for
-    another reason, and whatever `after_step` raises for it.
+    another reason, and whatever `after_step` raises for it. Raises what is nobody's fault as it came (see `is_nobodys`).
     """
     began = time.perf_counter()
     going, failed = list(live), dict[Occupant, PetlRayError]()
@@ -80,12 +81,16 @@ def _attempt(bank: Bank, live: Sequence[Occupant], budget: TokenBudget, sharing:
     for round_ in plan_rounds(live, budget.tokens, sharing):
         try:
             _pass(bank, round_)
-            budget.made(round_[0][0].late, round_depth(round_), round_tokens(round_))
-        except Exception as error:  # noqa: BLE001 - whatever breaks one occupant's pass must not end its neighbours'
+            budget.made(round_[0][0].late, round_depth(round_), round_length(round_), round_tokens(round_))
+        except Exception as error:
             if not is_out_of_memory(error):
+                if is_nobodys(error, live):
+                    raise
                 return _found(bank, round_, error)
             tokens = round_tokens(round_)
             if sum(len(rows) for _, rows in round_) == 1:
+                if is_nobodys(error, live):
+                    raise
                 return _Stopped(round_[0][0], too_long(tokens, error))
             budget.halve(tokens)
             if torch.cuda.is_available():
@@ -94,12 +99,20 @@ def _attempt(bank: Bank, live: Sequence[Occupant], budget: TokenBudget, sharing:
     return None
 
 
+def is_nobodys(error: Exception, live: Sequence[Occupant]) -> bool:
+    """Whether no occupant alone can be blamed: the device is at fault, or other workers wait for what this one owes the
+    same step, and only its end makes them begin again."""
+    return is_device_fault(error) or any(each.peers.count > 1 for each in live)
+
+
 def _found(bank: Bank, round_: Round, error: Exception) -> _Stopped:
     """Whose pass fails alone as well; `error` again where nobody's does, since nobody knows then where the slots stand."""
     for each, rows in round_:
         try:
             _pass(bank, [(each, rows)])
-        except Exception as alone:  # noqa: BLE001 - as in `_attempt`
+        except Exception as alone:
+            if is_device_fault(alone):
+                raise
             if not is_out_of_memory(alone):
                 return _Stopped(each, as_failure(each.rows.name, alone))
     raise error

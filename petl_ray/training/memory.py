@@ -1,27 +1,16 @@
-"""Memory of passes: foreseen from a question, held in a budget that shrinks where it runs out, and how that is
-recognised, on GPUs and on CPUs."""
+"""Memory of passes: foreseen from a question, and held in a budget that shrinks where it runs out."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
-
-from petl_ray.bank.memory import Steps, makes_logits_late
+from petl_ray.bank.memory import Steps, makes_logits_late, memory_estimate
 from petl_ray.errors import CapacityError
+from petl_ray.methods.table import lowest_adapted_layer
 from petl_ray.models import LoadedBase
 from petl_ray.tasks.late import CHUNK_BYTES
+from petl_ray.training.prefixes import MOST_BYTES
 from petl_ray.training.spec import TrainSpec
-
-# oneDNN, which computes on CPUs, says no more than that a primitive could not be made when it cannot allocate.
-_SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "could not create a primitive")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that an allocation failed."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
 
 
 def too_long(tokens: int, reason: BaseException) -> CapacityError:
@@ -32,28 +21,38 @@ def too_long(tokens: int, reason: BaseException) -> CapacityError:
     return error
 
 
+def slot_estimate(loaded: LoadedBase, spec: TrainSpec, labels: int) -> int:
+    """Bytes of one slot for `spec` with so many labels, beside the base; see `petl_ray.bank.memory_estimate`."""
+    tokens = min(spec.batch_size * spec.max_length, spec.tokens_per_step or 1 << 62)
+    return memory_estimate(loaded, spec.method, labels, tokens)
+
+
 def steps_of(loaded: LoadedBase, spec: TrainSpec, workers: int = 1) -> Steps:
     """How `spec` takes its steps where so many workers divide the rows of each."""
     rows = min(spec.batch_size, -(-spec.rows_per_step // workers))
     tokens = min(rows * spec.max_length, spec.tokens_per_step or 1 << 62)
     late_bytes = CHUNK_BYTES if makes_logits_late(loaded, spec.method) else None
-    return Steps(tokens, spec.max_length, spec.gradient_checkpointing, late_bytes)
+    again = spec.gradient_checkpointing
+    kept_bytes = MOST_BYTES if not again and lowest_adapted_layer(loaded.model, spec.method) else 0
+    return Steps(tokens, spec.max_length, again, late_bytes, kept_bytes)
 
 
 @dataclass
 class TokenBudget:
     """Padded tokens that one forward pass may hold; None while nothing has failed yet.
 
-    `longest` are those of the longest pass that was made, by whether its logits came late and the layer it began behind.
+    `longest` are those of the longest pass that was made, by whether its logits came late, the layer it began behind and
+    the tokens of its rows.
     """
 
     tokens: int | None = None
     halvings: int = 0
-    longest: dict[tuple[bool, int], int] = field(default_factory=dict)
+    longest: dict[tuple[bool, int, int], int] = field(default_factory=dict)
 
-    def made(self, late: bool, frozen_depth: int, tokens: int) -> None:
+    def made(self, late: bool, frozen_depth: int, row_tokens: int, tokens: int) -> None:
         """A pass over `tokens` was made."""
-        self.longest[late, frozen_depth] = max(tokens, self.longest.get((late, frozen_depth), 0))
+        kind = late, frozen_depth, row_tokens
+        self.longest[kind] = max(tokens, self.longest.get(kind, 0))
 
     def halve(self, failed_tokens: int) -> None:
         """A pass over `failed_tokens` ran out of memory: from now on at most half of that."""

@@ -27,7 +27,9 @@ from petl_ray.training.rows import Rows
 from petl_ray.training.schedule import rate_factor
 from petl_ray.training.spec import TrainSpec
 
-VALIDATION_TOKENS = 4096  # padded tokens of one forward pass while validating, where the question gives no bound
+# Padded tokens of one forward pass while validating, where the question gives no bound. On a CPU larger ones leave the
+# caches: 300 rows of 14 tokens through MiniLM in bf16 take 335 ms in passes of 512, 365 of 1,024, 483 of 4,096.
+VALIDATION_TOKENS = {"cpu": 512, "cuda": 4096}
 HISTORY_POINTS = 200
 # fp16 has no numbers below 6e-8: gradients are carried through the base this much larger, and made small again in fp32
 HALF_LOSS_SCALE = 1024.0
@@ -169,9 +171,8 @@ class Occupant:
 
     def validate(self, tokens: int | None = None) -> dict[str, float]:
         """Score and mean loss on the validation rows; remembers the weights if they are the best so far."""
-        scores = self._score_validation(
-            min(tokens or VALIDATION_TOKENS, self.spec.tokens_per_step or VALIDATION_TOKENS)
-        )
+        bounds = (tokens, self.spec.tokens_per_step, VALIDATION_TOKENS[self._device.type])
+        scores = self._score_validation(min(bound for bound in bounds if bound is not None))
         outcomes = Outcomes.of(scores)
         loss = measure("loss", outcomes)
         if not math.isfinite(loss):

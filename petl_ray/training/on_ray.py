@@ -53,8 +53,10 @@ def train(spec: TrainSpec, dataset: Dataset, *, step: StepContext) -> Adapter:
         pump.finish()
         failure, answer = ray.get([mailbox.failure.remote(), mailbox.answer.remote()])
         ray.kill(mailbox)
-    if error := pump.error or failure:
-        raise error
+    if pump.error:
+        raise pump.error
+    if answer is None and failure:
+        raise failure
     if answer is None:
         raise TemporaryError("training.on_ray", "the workers ended without an adapter", "they were stopped or lost")
     return _kept(answer[0], answer[1], step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from petl_ray.training.occupant import Occupant
@@ -24,7 +25,8 @@ def plan_rounds(live: Sequence[Occupant], tokens: int | None, sharing: Sharing) 
         shelves: dict[tuple[int, ...], list[Round]] = {}
         for place, (each, mine) in enumerate(parts.items()):
             if turn < len(mine):
-                length = each.longest(mine[turn]) if sharing.alike else 0
+                longest = each.longest(mine[turn])
+                length = longest if sharing.alike else _class(longest)
                 alike = (length, each.late, each.frozen_depth)  # what comes of a pass, and where it begins
                 shelf = shelves.setdefault((*alike, 0 if sharing.shared else place), [[]])
                 if shelf[-1] and bound is not None and round_tokens([*shelf[-1], (each, mine[turn])]) > bound:
@@ -36,7 +38,8 @@ def plan_rounds(live: Sequence[Occupant], tokens: int | None, sharing: Sharing) 
 
 
 def _joined(rounds: Sequence[Round], bound: int) -> list[Round]:
-    """Rounds that begin behind different layers, in one pass where both are small: it begins behind the fewest."""
+    """Rounds of different lengths, or that begin behind different layers, in one pass where both are small: it begins
+    behind the fewest."""
     joined: list[Round] = []
     for one in rounds:
         before = joined[-1] if joined else None
@@ -54,4 +57,15 @@ def round_depth(round_: Round) -> int:
 
 def round_tokens(round_: Round) -> int:
     """Padded tokens of one pass."""
-    return sum(len(rows) for _, rows in round_) * max(each.longest(rows) for each, rows in round_)
+    return sum(len(rows) for _, rows in round_) * round_length(round_)
+
+
+def round_length(round_: Round) -> int:
+    """Tokens that the rows of one pass are padded to."""
+    return max(each.longest(rows) for each, rows in round_)
+
+
+def _class(length: int) -> int:
+    """Rows of a GPU's pass are padded to at most 1.4 times their length: lengths between two powers of the square root
+    of two are of one class."""
+    return math.ceil(2 * math.log2(length) - 1e-9)

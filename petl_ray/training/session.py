@@ -8,26 +8,28 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from petl_ray.bank import Bank, memory_estimate
+from petl_ray.bank import Bank
 from petl_ray.bank.memory import (
     STATE_BYTES,
     Gauge,
     activation_estimate,
     base_estimate,
     base_name,
+    late_estimate,
     machine_here,
     takes,
 )
 from petl_ray.errors import CapacityError, NotFoundError, PlanError
 from petl_ray.methods import AdapterCard, count_parameters
 from petl_ray.models import LoadedBase, load_base, use_threads
+from petl_ray.models.faults import is_out_of_memory
 from petl_ray.models.positions import refuse_longer
 from petl_ray.spec import Spec
 from petl_ray.tasks.late import CHUNK_BYTES
 from petl_ray.training.checkpoint import read_checkpoint, write_checkpoint
 from petl_ray.training.failures import as_failure
-from petl_ray.training.loop import take_step
-from petl_ray.training.memory import TokenBudget, is_out_of_memory, steps_of, too_long
+from petl_ray.training.loop import is_nobodys, take_step
+from petl_ray.training.memory import TokenBudget, slot_estimate, steps_of, too_long
 from petl_ray.training.occupant import VALIDATION_TOKENS, Occupant
 from petl_ray.training.peers import Peers
 from petl_ray.training.prefixes import Prefixes
@@ -35,9 +37,7 @@ from petl_ray.training.rows import Rows, read_rows
 from petl_ray.training.schedule import step_at
 from petl_ray.training.sharing import Sharing
 from petl_ray.training.spec import TrainSpec
-from petl_ray.verb import Turn
-
-SHARED = ("base", "task_type", "gradient_checkpointing")  # what all occupants of one session have in common
+from petl_ray.verb import SHARED_FIELDS, Turn
 
 
 def open_session(template: Spec, slots: int, threads: int) -> Session:
@@ -73,12 +73,12 @@ class Session:
     ) -> None:
         """Give `key` a free slot with the adapter that `spec` asks for, continued from `checkpoint` if there is one.
 
-        `data` is a directory with a Dataset's files. Raises CapacityError without a free slot, PlanError for another
-        base than the session's and for rows longer than it has positions, DataError for rows that do not fit,
-        CorruptionError for a foreign checkpoint.
+        `data` is a directory with a Dataset's files. Raises CapacityError without a free slot or memory for it,
+        PlanError for another base than the session's and for rows longer than it has positions, DataError for rows that
+        do not fit, CorruptionError for a foreign checkpoint.
         """
         spec = _training(spec)
-        for name in SHARED:
+        for name in SHARED_FIELDS:
             if getattr(spec, name) != getattr(self._template, name):
                 raise PlanError(
                     f"{key}: {name}", "differs from the session's", "one session has one base", "Open another"
@@ -94,9 +94,16 @@ class Session:
             occupant = Occupant(key, spec, rows, self._bank, slot, self.loaded, self._prefixes, peers)
             if checkpoint is not None:
                 occupant.restore(*read_checkpoint(checkpoint))
-        except BaseException:
+        except BaseException as error:
             self._bank.free(slot)
             self._free.append(slot)
+            if is_out_of_memory(error):
+                raise CapacityError(
+                    f"memory for {key}",
+                    str(error)[:200],
+                    "a slot's state does not fit",
+                    "Lower ranks, or open fewer slots",
+                ) from error
             raise
         self._occupants[key] = occupant
         state = STATE_BYTES * sum(one.trained_parameters for one in self._occupants.values())
@@ -124,7 +131,9 @@ class Session:
         for key in arrived:
             try:
                 metrics[key] = self._measured(self.occupant(key))
-            except Exception as error:  # noqa: BLE001 - one that cannot be validated ends alone
+            except Exception as error:
+                if is_nobodys(error, [self.occupant(key)]):
+                    raise
                 broken[key] = as_failure(self.occupant(key).rows.name, error)
         return Turn(metrics, broken)
 
@@ -160,8 +169,7 @@ class Session:
         """Before anything is paid: `trained_share` (0…1) and `memory_bytes` of one slot for `spec` with so many labels."""
         spec = _training(spec)
         parameters = count_parameters(self.loaded.model, spec.method, labels)
-        tokens = min(spec.batch_size * spec.max_length, spec.tokens_per_step or 1 << 62)
-        memory = memory_estimate(self.loaded, spec.method, labels, tokens)
+        memory = slot_estimate(self.loaded, spec, labels)
         return {"trained_share": parameters / self.loaded.parameters, "memory_bytes": float(memory)}
 
     def footprint(self, spec: Spec, labels: int) -> dict[str, Any]:
@@ -188,11 +196,11 @@ class Session:
         state, slots = self._most
         if not slots:
             return {}
+        again = self._template.gradient_checkpointing
         passes = [
-            activation_estimate(
-                self.loaded, tokens, self._template.gradient_checkpointing, CHUNK_BYTES if late else None, depth
-            )
-            for (late, depth), tokens in self.budget.longest.items()
+            activation_estimate(self.loaded, tokens, length, again, late, depth)
+            + (late_estimate(self.loaded, tokens, CHUNK_BYTES) if late else 0)
+            for (late, depth, length), tokens in self.budget.longest.items()
         ]
         return {
             "base": base_name(self.loaded.base),
@@ -264,7 +272,7 @@ class Session:
         """Validation in passes that are halved where memory runs out; CapacityError where one row does not fit."""
         while True:
             bounds = [each.tokens for each in (self.budget, self._scoring) if each.tokens is not None]
-            tokens = min([VALIDATION_TOKENS, *bounds])
+            tokens = min([VALIDATION_TOKENS[self.loaded.device.type], *bounds])
             try:
                 return occupant.validate(tokens)
             except (RuntimeError, MemoryError) as error:

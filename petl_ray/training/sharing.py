@@ -4,7 +4,8 @@ On a CPU two segments share a pass only where they are padded to one length. The
 occupant has the shape it has when it is alone, and each row of a product has the same bits whatever rows come along.
 That is tried out with the base's own shapes; where a processor's libraries do otherwise nobody shares. So an occupant's
 outcome does not depend on its neighbours, bit for bit: a pack may be filled by whoever comes, and resumed by whoever is
-left. On a GPU all segments share a pass, padded to the longest, and outcomes agree to rounding.
+left. On a GPU segments of about one length share a pass, and small ones of any length, padded to the longest; outcomes
+agree to rounding.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from petl_ray.training.occupant import Occupant
 from petl_ray.training.room import plan_group
 from petl_ray.training.session import Session, open_session
 from petl_ray.training.spec import TrainSpec
-from petl_ray.verb import Question, StepContext
+from petl_ray.verb import SHARED_FIELDS, Question, StepContext
 
 FILES = ("adapter_model.safetensors", "adapter_config.json", "card.json", GOLDEN_FILE)
 REPORT_EVERY_S = 1.0
@@ -63,7 +63,7 @@ def _session_of(question: Question) -> str:
     spec = question.spec
     if not isinstance(spec, TrainSpec):
         raise PlanError(question.key, f"got a {type(spec).__name__}", "training answers TrainSpecs", "Give one")
-    return canonical_json([spec.base, spec.task_type, spec.gradient_checkpointing])
+    return canonical_json([getattr(spec, name) for name in SHARED_FIELDS])
 
 
 def _train_group(group: Mapping[int, tuple[Question, StepContext]]) -> Iterator[tuple[int, Answer]]:

@@ -131,7 +131,7 @@ class Hunt:
     def _heard(self, candidate: Candidate, facts: Mapping[str, Any], files: Files | None, keep: bool | None) -> None:
         rung = candidate.rung
         replayed = rung in self.ledger.rungs(candidate.number)
-        if not replayed:
+        if not replayed and not facts.get("only_here"):  # a later attempt may fare better
             self.ledger.reached(candidate.number, rung, facts, files)
         self._timings.append({"number": candidate.number, "rung": rung, "replayed": replayed, **_times(facts)})
         self.race.heard(candidate.number, facts, keep)

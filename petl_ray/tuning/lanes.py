@@ -84,8 +84,8 @@ class PackRoom(Protocol):
     def costs(self, promise: Any) -> list[dict[str, Any]] | None:
         """What was promised; None while it is not there, empty if the pack was lost."""
 
-    def lost(self, key: str) -> None:
-        """The process or the pack of a trial broke."""
+    def lost(self, key: str, rung: int) -> None:
+        """The process or the pack of a trial broke while it trained to `rung`."""
 
     def close(self) -> None:
         """End the packs."""
@@ -204,7 +204,7 @@ class Lanes:
         self._failures[trial.trial_id] = lines[-1] if lines else "its process was lost"
         if trial in self._waiting:
             self._waiting.remove(trial)
-        self._packs.lost(candidate.key)
+        self._packs.lost(candidate.key, candidate.rung)
         hunt.race.again(candidate.number)
 
     def heard(self, controller: Controller, trial: TrialOfTune, result: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from petl_ray.bank.memory import MOST_SLOTS, Calibration, Machine, SlotPlan, Takes, calibrate, plan_slots, told_bytes
+from petl_ray.bank.memory import Calibration, Machine, SlotPlan, Takes, calibrate, plan_slots, told_bytes
 from petl_ray.errors import CapacityError
 from petl_ray.spec import Spec, with_overrides
 from petl_ray.tuning.domains import Choice, Domain
@@ -20,6 +20,9 @@ from petl_ray.tuning.spec import SearchSpec
 from petl_ray.verb import Resources
 
 LANE_BYTES = 120 * 10**6  # of a trial's own process: what is not shared of a Ray worker without torch, measured
+# More slots of a pack than this gain less than their trials' processes cost, 1.6 CPU-seconds each: on two cores 64 short
+# trials took 127 CPU-seconds in packs of four, 123 in packs of eight, whose eight more processes took 14.
+MOST_SLOTS = {"cpu": 4, "cuda": 64}
 _VARIANTS = 16  # of one search: each costs a look at the model's modules
 
 
@@ -147,11 +150,13 @@ def _together(found: Iterable[tuple[str, Takes]]) -> Takes:
     for session, takes in found:
         sessions.setdefault(session, []).append(takes)
     each = [largest(mine) for mine in sessions.values()]
+    kept = sum(one.kept_bytes for one in each)
     return Takes(
         slot_bytes=sum(one.slot_bytes for one in each),
-        pass_bytes=max(one.pass_bytes for one in each),
+        pass_bytes=max(one.pass_bytes - one.kept_bytes for one in each) + kept,
         state_bytes=sum(one.state_bytes for one in each),
         row_bytes=max(one.row_bytes for one in each),
+        kept_bytes=kept,
     )
 
 

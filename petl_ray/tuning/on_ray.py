@@ -185,7 +185,8 @@ class Judge(FIFOScheduler):  # type: ignore[misc]  # ray has no types
     def __init__(self, hunts: list[Hunt], packs: Packs) -> None:
         super().__init__()
         self._stoppers = {hunt.name: _stopper(hunt) for hunt in hunts if hunt.asynchronous}
-        keeps = {name: self._keeps(stopper) for name, stopper in self._stoppers.items()}
+        times = {hunt.name: _times(hunt.spec) for hunt in hunts}
+        keeps = {name: self._keeps(stopper, times[name]) for name, stopper in self._stoppers.items()}
         self.lanes = Lanes(hunts, packs, keeps, tries=RETRIES + 1)
 
     def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
@@ -210,19 +211,25 @@ class Judge(FIFOScheduler):  # type: ignore[misc]  # ray has no types
         return FIFOScheduler, ()  # as the Asker
 
     @staticmethod
-    def _keeps(stopper: Any) -> Stopper:
+    def _keeps(stopper: Any, times: dict[float, dict[str, float]]) -> Stopper:
         def keeps(controller: Any, trial: Any, share: float, score: float) -> bool:
-            said = stopper.on_trial_result(controller, trial, {"share": share, "score": score})
+            said = stopper.on_trial_result(controller, trial, {**times[share], "score": score})
             return bool(said != TrialScheduler.STOP)
 
         return keeps
+
+
+def _times(spec: SearchSpec) -> dict[float, dict[str, float]]:
+    """What Tune's rules are told of time at each share. ASHA's milestones are powers of its reduction and no list: so
+    `rung` counts in powers, and the milestones are the search's own rungs."""
+    return {share: {"share": share, "rung": spec.reduction**index} for index, share in enumerate(spec.rungs)}
 
 
 def _stopper(hunt: Hunt) -> Any:
     """Tune's own rule for `decisions: async`."""
     spec, mode = hunt.spec, hunt.race.recipe.mode
     if spec.scheduler == "asha":
-        return ASHAScheduler("share", "score", mode, 1.0, spec.rungs[0], spec.reduction)
+        return ASHAScheduler("rung", "score", mode, spec.reduction ** len(spec.rungs), 1, spec.reduction)
     if spec.scheduler == "median":
         return MedianStoppingRule("share", "score", mode, grace_period=spec.rungs[0])
     return FIFOScheduler()

@@ -19,18 +19,13 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar, cast
 
-from petl_ray.errors import PermanentError, TemporaryError
+from petl_ray.errors import CapacityError, CorruptionError, PermanentError, TemporaryError
 from petl_ray.fingerprint import sha256_of
 from petl_ray.spec import Spec
 from petl_ray.tuning.ledger import Files, read_files, write_files
-from petl_ray.verb import SlotSession, TrainsSlots, load
+from petl_ray.verb import SHARED_FIELDS, SlotSession, TrainsSlots, load
 
 T = TypeVar("T")
-SHARED = (
-    "base",
-    "task_type",
-    "gradient_checkpointing",
-)  # trials that differ in one of these need sessions of their own
 
 
 @dataclass(frozen=True)
@@ -128,6 +123,12 @@ class Pack:
         self._door_bell.put(lambda: _settle(answer, lambda: [self._footprint(order) for order in orders]))
         return answer.result()
 
+    def has(self, key: str, rung: int) -> bool:
+        """Whether a trial's order for `rung` waits here, is under way or done, so that it is answered when asked again."""
+        there = [*self._under_way.values(), *self._waiting]
+        orders = [one.order for one in there] + [done for done, _ in self._done.values()]
+        return any(one.key == key and one.rung == rung for one in orders)
+
     def memory(self) -> dict[str, Any]:
         """What the slots took at their peak (see `SlotSession.memory`); empty where several bases share the process."""
         sessions = list(self._sessions.values())
@@ -143,8 +144,8 @@ class Pack:
         """Train one trial to its rung and validate: `score`, `loss`, `steps`, `trained_share`, `seconds`.
 
         `seconds` is the trial's share of the turns it took part in. `diverged` or `refused` with a reason where the
-        configuration, not the machine, is at fault. Raises TemporaryError where this process does not hold the search's
-        rows (it was restarted).
+        configuration is at fault; `refused` with `only_here` where it may fare better on another machine. Raises
+        TemporaryError where this process does not hold the search's rows (it was restarted).
         """
         answer: Future[dict[str, Any]] = Future()
         self._door_bell.put(Errand(order, [answer]))
@@ -194,7 +195,8 @@ class Pack:
                 self._admit(session, errand.order, spec)
                 session.aim(errand.order.key, errand.order.target)
             except PermanentError as error:
-                self._answer(errand, {"refused": str(error)})
+                here = {"only_here": True} if isinstance(error, CapacityError) else {}
+                self._answer(errand, {"refused": str(error), **here})
             except Exception as error:  # noqa: BLE001 - whatever it is belongs to who asked, not to who trains beside
                 self._break(errand, error)
             else:
@@ -234,8 +236,8 @@ class Pack:
         for key, metrics in turn.arrived.items():
             self._answer(mine[key], dict(metrics))
         for key, failure in turn.failed.items():
-            if isinstance(failure, PermanentError):
-                self._answer(mine[key], {"refused": str(failure)})
+            if isinstance(failure, PermanentError):  # a question that makes no sense is refused at the door
+                self._answer(mine[key], {"refused": str(failure), "only_here": True})
             else:
                 self._break(mine[key], failure)
 
@@ -302,7 +304,12 @@ class Pack:
         if sum(one is session for one, _ in self._resident.values()) >= self._slots:
             self._leave(idle[0])
         earlier = [rung for rung in range(order.rung - 1, -1, -1) if self._checkpoint(order.key, rung).is_dir()]
-        session.admit(order.key, spec, data, self._checkpoint(order.key, earlier[0]) if earlier else None)
+        try:
+            session.admit(order.key, spec, data, self._checkpoint(order.key, earlier[0]) if earlier else None)
+        except CorruptionError:  # of a checkpoint, if there is one: it goes no further, and the trial begins again
+            if not earlier:
+                raise
+            session.admit(order.key, spec, data)
         self._resident[order.key] = (session, order.rung - 1)
 
     def _save(self, order: Order) -> None:
@@ -342,7 +349,7 @@ class Pack:
 
 def _shared(spec: Spec) -> str:
     """Names what trials must have in common to share a session."""
-    return sha256_of([getattr(spec, name, None) for name in SHARED])
+    return sha256_of([getattr(spec, name, None) for name in SHARED_FIELDS])
 
 
 def _settle(answer: Future[T], make: Callable[[], T]) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from petl_ray.errors import PetlRayError, PlanError, TrainingError
+from petl_ray.errors import CapacityError, PetlRayError, PlanError, TrainingError
 from petl_ray.spec import Spec
 from petl_ray.tuning.brackets import Brackets
 from petl_ray.tuning.ledger import Copy
@@ -144,7 +144,7 @@ class Race:
         """The facts of one rung: `score`, or `diverged`, or `refused`. `keep` is a decision that was made elsewhere."""
         candidate = self.candidates[number]
         if facts.get("refused"):
-            self._end(candidate, "rejected", str(facts["refused"]))
+            self._end(candidate, "rejected", str(facts["refused"]), only_here=bool(facts.get("only_here")))
         elif facts.get("diverged"):
             self._end(candidate, "diverged", str(facts.get("reason", "the loss is not finite")))
         else:
@@ -228,11 +228,13 @@ class Race:
             return rung < bracket or asha_keeps(mode, score, scores, self.spec.reduction)
         return True
 
-    def _end(self, candidate: Candidate, phase: Phase, why: str = "") -> None:
+    def _end(self, candidate: Candidate, phase: Phase, why: str = "", *, only_here: bool = False) -> None:
         candidate.phase, candidate.reason = phase, why
         if candidate.number == 0 and phase in ("rejected", "diverged"):
             kind: type[PetlRayError] = PlanError if phase == "rejected" else TrainingError
             do = "Loosen the limits or change the recipe" if phase == "rejected" else "Lower its learning rate"
+            if only_here:
+                kind, do = CapacityError, "Run it again, on a machine that has room for it"
             self.fail(kind("search.recipe", f"trial 0, the recipe as it stands, {why or phase}", do=do))
 
     def _tell(self, candidates: Iterable[Candidate]) -> None:

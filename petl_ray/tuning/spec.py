@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from petl_ray.spec import NOT_IDENTITY, OMIT_DEFAULT, Json, Spec
 from petl_ray.tuning.brackets import Brackets
 from petl_ray.tuning.domains import Domain, listed
-from petl_ray.verb import load
+from petl_ray.verb import SHARED_FIELDS, load
 
 
 class Limits(Spec):
@@ -50,7 +50,9 @@ class SearchSpec(Spec):
     )
     rungs: tuple[float, ...] = Field(default=(0.125, 0.25, 0.5, 1.0), min_length=1)
     decisions: Literal["rung", "async"] = "rung"
-    generation: int = Field(default=4, ge=1, le=1024)
+    generation: int = Field(
+        default=8, ge=1, le=1024, description="trials asked, and under way, at once; a population is asked whole"
+    )
     seed: int = Field(default=0, ge=0, lt=1 << 32)
     limits: Limits = Limits()
     engine: Annotated[Literal["auto", "packed", "solo"], NOT_IDENTITY] = Field(
@@ -79,10 +81,11 @@ class SearchSpec(Spec):
 
     @model_validator(mode="after")
     def _base_stays(self) -> Self:
-        moved = [path for path in self.space if path.split(".")[0] in ("base", "task_type", "metric")]
+        moved = [path for path in self.space if path.split(".")[0] in (*SHARED_FIELDS, "metric")]
         if moved:
             raise ValueError(
-                f"space: got {moved[0]}; a search has one frozen base and one measure. Search other fields"
+                f"space: got {moved[0]}; a search has one frozen base, which its trials share, and one measure. "
+                "Search other fields"
             )
         uncounted = [path for path, domain in self.space.items() if listed(domain) is None]
         if self.algorithm == "grid" and uncounted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,28 @@ def test_slots_share_their_passes_on_a_cpu_and_bring_their_own_on_a_gpu(tiny_ber
     )
 
 
+def test_states_that_are_kept_are_there_once_and_no_activations(tiny_bert: Path) -> None:
+    loaded = load_base(
+        resolve(BaseSpec.model_validate({"source": str(tiny_bert), "precision": "fp32"})), "classification", "cpu"
+    )
+    plain, kept = (takes(loaded, "cpu", 10, Steps(1024, 8, kept_bytes=count)) for count in (0, 1000))
+    assert kept == replace(plain, pass_bytes=plain.pass_bytes + 1000, kept_bytes=1000)
+    assert kept.calibrated(Calibration(3.0)).pass_bytes == 3 * plain.pass_bytes + 1000
+    assert kept.least_bytes == plain.least_bytes, "what is kept makes room where nothing else has any"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_long_rows_keep_their_scores_where_attention_is_explicit(tiny_bert: Path, precision: str) -> None:
+    spec = resolve(BaseSpec.model_validate({"source": str(tiny_bert), "precision": precision}))
+    loaded = load_base(spec, "classification", "cpu")
+    short, long = (activation_estimate(loaded, 1024, row_tokens) for row_tokens in (128, 512))
+    config, explicit = loaded.model.config, precision == "bf16"
+    each = 1024 * loaded.compute_dtype.itemsize * config.num_hidden_layers * config.num_attention_heads
+    assert long - short == (each * (512 - 128) if explicit else 0)
+    sketch = load_skeleton(spec, "classification")
+    assert (sketch.config._attn_implementation == "eager") == explicit
+
+
 def test_layers_that_are_computed_again_keep_one_vector_each(tiny_bert: Path) -> None:
     loaded = load_base(
         resolve(BaseSpec.model_validate({"source": str(tiny_bert), "precision": "fp32"})), "classification", "cpu"
@@ -200,8 +223,12 @@ def test_late_logits_take_a_chunk_and_not_the_vocabulary_of_every_token(tiny_lla
     loaded = load_base(
         resolve(BaseSpec.model_validate({"source": str(tiny_llama), "precision": "fp32"})), "causal_lm", "cpu"
     )
-    whole, late = activation_estimate(loaded, 512), activation_estimate(loaded, 512, late_bytes=1 << 10)
-    assert whole - late == 512 * loaded.model.config.vocab_size * 8 - 3 * (1 << 10)
+    whole, late = activation_estimate(loaded, 512), activation_estimate(loaded, 512, late=True)
+    assert whole - late == 512 * loaded.model.config.vocab_size * 8
+    few = Steps(512, 64, late_bytes=1 << 10)
+    on_gpu, on_cpu = (takes(loaded, device, 10, few, shared=False) for device in ("cuda", "cpu"))
+    assert on_gpu == Takes(160 + late, 3 << 10, 160, activation_estimate(loaded, 64, late=True) + (3 << 10))
+    assert on_cpu.pass_bytes == late + (3 << 10)
     assert makes_logits_late(loaded, LoraSpec())
     assert not makes_logits_late(loaded, LoraSpec(targets=("q_proj", "lm_head")))
     loaded.model.config.final_logit_softcapping = 30.0

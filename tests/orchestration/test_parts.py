@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
+import shutil
+from collections import Counter
 from importlib import import_module
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from pydantic import ValidationError
@@ -16,7 +20,7 @@ from petl_ray.orchestration.placement import VerbResources, check_capacity
 from petl_ray.orchestration.retry import patiently, pause_s
 from petl_ray.orchestration.verbs import VERBS
 from petl_ray.orchestration.why import why_miss
-from petl_ray.store import open_store
+from petl_ray.store import Store, open_store
 from petl_ray.verb import Resources, Verb
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
@@ -134,9 +138,11 @@ def test_the_newest_checkpoint_that_verifies_wins_whoever_wrote_it(tmp_path: Pat
     saved = tmp_path / "saved"
     (saved / "deep").mkdir(parents=True)
 
-    def save(fence: int, number: int, text: str) -> None:
+    owners = {fence: progress.Saves(store, "s", "verb", fence) for fence in (1, 2)}
+
+    def save(fence: int, text: str) -> None:
         (saved / "deep" / "state.txt").write_text(text)
-        progress.save(store, "s", "verb", fence, number, saved, {"at": text})
+        owners[fence].save(saved, {"at": text})
 
     def newest() -> str:
         found = progress.newest(store, "s", tmp_path / "found")
@@ -145,22 +151,103 @@ def test_the_newest_checkpoint_that_verifies_wins_whoever_wrote_it(tmp_path: Pat
         return str(found.note["at"])
 
     assert progress.newest(store, "s", tmp_path / "found") is None
-    save(1, 1, "one")
-    save(1, 2, "two")
-    save(2, 1, "three")
-    save(1, 3, "late, from a stale owner")
+    save(1, "one")
+    save(1, "two")
+    save(2, "three")
+    save(1, "late, from a stale owner")
     assert newest() == "three"
     store.write("steps/s/progress/000000000002/000001/files/deep/state.txt", b"torn")
     assert newest() == "late, from a stale owner"
     store.delete("steps/s/progress/000000000001/000003/manifest.json")
     assert newest() == "two"
-    progress.prune(store, "s", fence=2)
-    assert newest() == "two"
     progress.clear(store, "s", fence=1)
     left = store.list("steps/s/progress/")
     assert left and all(key.startswith("steps/s/progress/000000000002/") for key in left)
+    save(2, "four")
+    save(2, "five")
+    assert newest() == "five"
+    store.delete("steps/s/progress/000000000002/000003/manifest.json")
+    assert newest() == "four"
     progress.clear(store, "s")
     assert store.list("steps/s/progress/") == []
+
+
+@pytest.mark.parametrize("settled_s", [0, 1])
+def test_a_checkpoint_writes_what_has_changed_and_keeps_what_the_newest_two_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settled_s: int
+) -> None:
+    """Twenty trials that reach a rung one after another: each is written once, and read whole."""
+    monkeypatch.setattr(progress, "_SETTLED_NS", settled_s * 10**9)
+    store, saved = Counting(open_store(str(tmp_path / "store"))), tmp_path / "saved"
+    saves = progress.Saves(cast("Store", store), "s", "verb", 1)
+    for trial in range(20):
+        home = saved / str(trial)
+        home.mkdir(parents=True)
+        (home / "state.bin").write_bytes(bytes([trial]) * 50)
+        (home / "facts.json").write_text("{}")
+        if trial == 12:  # with the times that it had, and of the same size
+            times = (saved / "3" / "state.bin").stat()
+            (saved / "3" / "state.bin").write_bytes(b"x" * 50)
+            os.utime(saved / "3" / "state.bin", ns=(times.st_atime_ns, times.st_mtime_ns))
+        if trial == 15:
+            shutil.rmtree(saved / "5")
+        saves.save(saved, {"trials": trial})
+    written = Counter(key.partition("/files/")[2] for key in store.written if "/files/" in key)
+    assert set(written.values()) == {1, 2} and [name for name, count in written.items() if count == 2] == [
+        "3/state.bin"
+    ]
+    found = progress.newest(cast("Store", store), "s", tmp_path / "found")
+    assert found is not None and found.note == {"trials": 19}
+    assert files_in(found.directory) == files_in(saved) and len(files_in(saved)) == 38
+    needed = 38 + 2  # files and manifests: nothing else is left lying
+    assert len(store.list("steps/s/progress/")) == needed
+    heir = progress.Saves(cast("Store", store), "s", "verb", 2)
+    for note in (1, 2):
+        heir.save(found.directory, {"trials": note})
+        assert progress.newest(cast("Store", store), "s", tmp_path / "again") is not None
+    assert all("/000000000002/" in key for key in store.list("steps/s/progress/"))
+
+
+def test_a_checkpoint_that_was_begun_and_not_ended_leaves_nothing_behind(tmp_path: Path) -> None:
+    store, saved = Counting(open_store(str(tmp_path / "store"))), tmp_path / "saved"
+    saved.mkdir()
+    saves = progress.Saves(cast("Store", store), "s", "verb", 1)
+    (saved / "a").write_text("one")
+    saves.save(saved, {})
+    store.full = True
+    (saved / "a").write_text("two")
+    (saved / "b").write_text("two")
+    with pytest.raises(TemporaryError):
+        saves.save(saved, {})
+    store.full = False
+    saves.save(saved, {})
+    saves.save(saved, {})
+    found = progress.newest(cast("Store", store), "s", tmp_path / "found")
+    assert found is not None and files_in(found.directory) == {"a": b"two", "b": b"two"}
+    assert len(store.list("steps/s/progress/")) == 2 + 2
+
+
+class Counting:
+    """A store that notes the keys that were written; while it is full it takes one file and then no more."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self.full = store, False
+        self.written: list[str] = []
+
+    def write(self, key: str, data: bytes) -> None:
+        if self.full and key.endswith("/b"):
+            raise TemporaryError("store", "full")
+        self.written.append(key)
+        self._store.write(key, data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+def files_in(directory: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()
+    }
 
 
 def test_a_pause_grows_keeps_to_the_errors_delay_and_is_bounded() -> None:

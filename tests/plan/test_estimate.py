@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 
-from petl_ray.bank.memory import Machine, base_name
+from petl_ray.bank.memory import Machine, base_name, memory_estimate
 from petl_ray.errors import AdapterError, CapacityError, PlanError
 from petl_ray.evaluation import EvalSpec
+from petl_ray.methods import LoraSpec
 from petl_ray.models import load_base
 from petl_ray.plan import estimate
 from petl_ray.training import TrainSpec
 from petl_ray.training.session import open_session
-from petl_ray.tuning import SearchSpec
+from petl_ray.tuning import Limits, SearchSpec
 from petl_ray.verb import Resources
 from tests.training.questions import locked, recipe
 
@@ -124,6 +125,26 @@ def test_a_choice_of_a_search_that_the_base_has_no_place_for_is_refused_by_its_p
     spec = search(recipe(locked(tiny_bert)), space={"method.layers": [[0], [0, 9]], "method.rank": [2, 8]})
     with pytest.raises(AdapterError, match=r"^search\.space: method\.layers: got 9; this model has 2 layers"):
         estimate(spec, Resources(), "classification", HERE)
+
+
+def test_a_choice_that_goes_with_another_choice_is_not_refused(tiny_bert: Path) -> None:
+    base = recipe(locked(tiny_bert), method={"kind": "lora", "rank": 2, "targets": ["query"], "layers": [0]})
+    space = {"method.layers": [None, [0]], "method.targets": [["query"], ["pooler.dense"]]}
+    assert estimate(search(base, space=space), Resources(), "classification", HERE)["memory_bytes"] > 0
+
+
+def test_trials_over_the_limit_of_memory_take_no_room(tiny_bert: Path) -> None:
+    base = recipe(locked(tiny_bert))
+    wide = search(base, space={"method.rank": [2, 512]})
+    few = memory_estimate(
+        load_base(base.base, "classification", "cpu"), LoraSpec(rank=64), 16, base.batch_size * base.max_length
+    )
+    bound = wide.model_copy(update={"limits": Limits(memory_bytes=few)})
+    narrow = search(base, space={"learning_rate": [1e-3, 2e-3]})
+    slots = [
+        estimate(asked, BY_MEMORY, "classification", HERE)["packing"]["slot_bytes"] for asked in (bound, narrow, wide)
+    ]
+    assert slots[0] == slots[1] < slots[2]
 
 
 def test_rows_longer_than_the_base_has_positions_are_refused(tiny_bert: Path, tiny_llama: Path) -> None:

@@ -129,6 +129,20 @@ def test_what_cannot_train_is_refused_before_a_run_begins_and_what_is_found_is_n
     assert launch(read_plan(path), home, HERE).failures == {}
 
 
+def test_what_is_taken_for_the_moment_and_small_machines_beside_large_ones_refuse_nothing(
+    tmp_path: Path, tiny_bert: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory may be held by this very run, whose driver was killed, or by another that is at the same step."""
+    monkeypatch.chdir(tmp_path)
+    locked = lock_at(read_plan(write_plan(tmp_path, tiny_bert)), home, HERE)
+    for there in ([Machine("cpu", 1e10, 10.0)], [Machine("cpu", 1e5), Machine("cpu", 1e10)]):
+        monkeypatch.setattr(launching, "ask", lambda placement, verb, question, there=there: there)
+        launching.refuse_what_cannot_train(locked, home, HERE)
+    monkeypatch.setattr(launching, "ask", lambda placement, verb, question: [Machine("cpu", 1e5), Machine("cpu", 2e5)])
+    with pytest.raises(CapacityError):
+        launching.refuse_what_cannot_train(locked, home, HERE)
+
+
 def test_a_plan_that_writes_its_precision_asks_nobody_and_a_resumed_run_keeps_its_own(
     plan: Plan, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:

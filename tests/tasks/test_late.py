@@ -51,7 +51,9 @@ def test_loss_and_gradient_are_those_of_logits_that_are_there(
     assert not mine.grad[:, :4].any(), "what is not scored has no gradient"
 
 
-def test_scores_are_those_of_logits_that_are_there(batch: Batch) -> None:
+@pytest.mark.parametrize("rows", [1, 2, 1000])
+def test_scores_are_those_of_logits_that_are_there(batch: Batch, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(late, "CHUNK_BYTES", rows * 4 * VOCABULARY)
     task, (weight, _), hidden = task_of("causal_lm"), head(False), states()
     there = task.score_rows(F.linear(hidden, weight), batch)
     made = task.score_rows(LateLogits(hidden, weight, None), batch)

@@ -125,6 +125,29 @@ def test_fifty_steps_of_minilm_in_a_crowd_are_fifty_steps_alone(minilm: str, roo
     assert equal(alone["weights"], beside["weights"])
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_fifty_steps_of_a_decoder_in_a_crowd_are_fifty_steps_alone(
+    tiny_llama: Path, root: PlainStep, precision: str
+) -> None:
+    base, data = locked(tiny_llama, precision), root.fetch(dataset(root, rows=120, causal=True))
+
+    def asks(**changes: Any) -> TrainSpec:
+        return recipe(base, task_type="causal_lm", batch_size=2, **changes)
+
+    ours = asks(method={"kind": "lora", "rank": 5, "targets": "all-linear", "dropout": 0.1})
+    company = [
+        (asks(method={"kind": "lora", "rank": 8}, seed=1), 0, 99),
+        (asks(method={"kind": "lora", "rank": 3, "targets": "mlp", "dropout": 0.2}, seed=2), 5, 30),
+        (asks(method={"kind": "ia3"}, seed=3), 10, 40),
+    ]
+    session = open_session(ours, 4, 1)
+    alone, beside = weights_after(session, ours, data, 50), weights_after(session, ours, data, 50, company)
+    if Sharing.of(session.loaded).shared:
+        assert beside["shared"] > 25, "most turns share a pass"
+    session.close()
+    assert equal(alone["weights"], beside["weights"])
+
+
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_packed_base_shares_its_passes_and_no_bit_changes(

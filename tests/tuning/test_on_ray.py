@@ -7,7 +7,8 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import ray
@@ -16,10 +17,12 @@ from ray.air.execution._internal import RayActorManager
 from petl_ray.artifact import Dataset, Trial
 from petl_ray.errors import CapacityError, ClaimLost, PermanentError, PlanError, RunCancelled
 from petl_ray.tuning import SearchSpec, search
-from petl_ray.tuning.on_ray import Judge, search_all
+from petl_ray.tuning.hunt import Hunt
+from petl_ray.tuning.on_ray import Judge, _stopper, _times, search_all
 from petl_ray.tuning.pack import Order, Pack
 from petl_ray.tuning.packs import on_ray
 from petl_ray.tuning.packs.on_ray import Packs
+from petl_ray.tuning.race import open_race
 from petl_ray.verb import Question, Resources
 from tests.plainstep import PlainStep
 from tests.tuning.fake_training import train
@@ -198,6 +201,14 @@ def test_asynchronous_decisions_are_tunes_own(step: PlainStep, scheduler: str) -
     assert sum(states.values()) == found.trials == 12
     assert table(step, found)[0]["state"] == "finished"
     assert ("stopped" in states) == (scheduler == "asha") or scheduler == "median"
+
+
+def test_tunes_milestones_are_the_rungs_of_the_search_whatever_their_distances() -> None:
+    spec = ask(decisions="async", rungs=(0.2, 0.5, 0.9, 1.0), reduction=3.0)
+    stopper = _stopper(cast("Hunt", SimpleNamespace(spec=spec, race=open_race(spec, lambda number: None))))
+    times = _times(spec)
+    milestones = [time for time, _ in reversed(stopper._brackets[0]._rungs)]
+    assert milestones[:3] == [times[share]["rung"] for share in (0.2, 0.5, 0.9)]
 
 
 def test_a_grid_with_limits_rejects_and_says_why(step: PlainStep) -> None:

@@ -1,3 +1,4 @@
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -56,6 +57,37 @@ def test_without_its_checkpoint_a_trial_is_trained_from_the_start_to_the_same_sc
     fresh = Pack(DOOR, slots=1, threads=1)
     fresh.put_data("q0", ROWS)
     assert scores(fresh, order(7, 2)) == whole[2:]
+
+
+def test_a_checkpoint_that_cannot_be_continued_is_left_and_its_trial_begins_again(pack: Pack) -> None:
+    whole = scores(pack, *(order(7, rung) for rung in range(3)))
+    scores(pack, order(8, 0))
+    other = Pack(DOOR, slots=1, threads=1)
+    other.put_data("q0", ROWS)
+    other.put_checkpoint("q0/7", 0, pack.checkpoint("q0/8", 0))
+    assert scores(other, order(7, 1), order(7, 2)) == whole[1:]
+    other.close()
+
+
+def test_what_does_not_fit_here_may_fit_elsewhere_and_what_fits_nowhere_is_refused_for_good(pack: Pack) -> None:
+    here = pack.advance(order(1, 0, MiniSpec(too_long=True)))
+    assert "does not fit" in here["refused"] and here["only_here"]
+    assert "only_here" not in pack.advance(order(2, 0, MiniSpec(method=Lora(rank=666))))
+
+
+def test_a_pack_knows_the_orders_that_it_can_answer_when_they_are_asked_again(pack: Pack) -> None:
+    scores(pack, order(1, 0))
+    with pytest.raises(ZeroDivisionError):
+        pack.advance(order(2, 0, MiniSpec(method=Lora(rank=999))))
+    slow = MiniSpec(pause_s=1.0)
+    with ThreadPoolExecutor(1) as caller:
+        told = caller.submit(pack.advance, order(3, 0, slow))
+        deadline = time.monotonic() + 10
+        while not pack.has("q0/3", 0) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not told.done()
+    there = {(key, rung) for key in ("q0/1", "q0/2", "q0/3") for rung in (0, 1) if pack.has(key, rung)}
+    assert there == {("q0/1", 0), ("q0/3", 0)}, "what broke in the pack itself goes wherever there is room"
 
 
 def test_a_pack_without_the_rows_asks_to_try_again(tmp_path: Path) -> None:

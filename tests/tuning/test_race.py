@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from petl_ray.errors import PlanError, TrainingError
+from petl_ray.errors import CapacityError, PlanError, TrainingError
 from petl_ray.tuning import SearchSpec
 from petl_ray.tuning.race import Race, open_race
 from tests.tuning.fake_training.asking import ask
@@ -86,6 +86,12 @@ def test_a_default_over_the_limits_ends_the_search_with_the_limit_named() -> Non
 def test_a_default_that_diverges_ends_the_search() -> None:
     race = ride(ask(), facts=lambda candidate: {"diverged": 1.0} if candidate.number == 0 else {})
     assert isinstance(race.error, TrainingError)
+
+
+def test_a_default_that_has_no_room_here_is_no_fault_of_the_plan() -> None:
+    bad = {"refused": "memory: one row of 512 tokens does not fit", "only_here": True}
+    race = ride(ask(), facts=lambda candidate: bad if candidate.number == 0 else {})
+    assert isinstance(race.error, CapacityError) and "one row of 512 tokens" in str(race.error)
 
 
 def test_others_that_diverge_or_are_refused_are_told_apart_and_do_not_stop_the_search() -> None:

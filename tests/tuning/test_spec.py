@@ -59,6 +59,8 @@ def test_rungs_rise_to_the_whole_horizon(rungs: tuple[float, ...]) -> None:
 def test_the_base_is_not_searched() -> None:
     with pytest.raises(ValidationError, match="one frozen base"):
         ask(space={"base": ["a", "b"]})
+    with pytest.raises(ValidationError, match="got gradient_checkpointing; a search has one frozen base"):
+        ask(space={"gradient_checkpointing": [True, False]})
 
 
 def test_a_recipe_may_be_the_spec_or_its_json() -> None:

@@ -64,6 +64,7 @@ class Packs:
         self._figures: Any = None  # promised by a pack
         self.under_way: dict[str, int] = {}  # trial key -> index of the pack that trains it now
         self.last: dict[str, int] = {}  # trial key -> index of the pack that trained it last
+        self._orphaned: dict[str, int] = {}  # trial key -> index of the pack that has its order, for nobody
 
     @property
     def count(self) -> int:
@@ -84,13 +85,14 @@ class Packs:
 
     def look(self, patience_s: float = 0.0) -> None:
         """See which packs came up, waiting for the first of them no longer than `patience_s`."""
-        coming = {pack.ready: index for index, pack in self._packs.items() if not pack.up}
+        coming, fresh = {pack.ready: index for index, pack in self._packs.items() if not pack.up}, []
         if patience_s:
             ray.wait(list(coming), timeout=patience_s)
         for ready in ray.wait(list(coming), num_returns=len(coming), timeout=0)[0] if coming else ():
             try:
                 ray.get(ready)
                 self._packs[coming[ready]].up = True
+                fresh.append(coming[ready])
             except ray.exceptions.RayError as error:
                 self._gone(coming[ready], error)
         if self._opened and self.count != self._told:
@@ -102,15 +104,26 @@ class Packs:
             self._next_turn()
         if self._layout is None and self.count:
             self._lay_out()
+        if self._figures is not None:  # the others load their base meanwhile
+            for index in set(fresh) & set(self._packs) - {self._figures[0]}:
+                self._packs[index].actor.footprints.remote(self._figures[3][:1])
 
     def choose(self, key: str) -> int | None:
-        """The pack with the fewest orders; of equals the one that trained the trial last. None while none is ready."""
+        """The pack with the fewest orders; of equals the one that trained the trial last, and before all the one that
+        has its order from a process that died. None while none is ready."""
         if not self._opened:
             for _ in range(self._asked):
                 self._open()
             self.look(_START_S)
+        while self._figures is not None and not (self.under_way or all(hunt.over for hunt in self._hunts.values())):
+            ray.wait([self._figures[2]], timeout=_CHECK_S)  # Tune, which has no trial yet, would ask again in a second
+            for hunt in self._hunts.values():
+                hunt.check()
+            self.look()
         if self._layout is None:
             return None
+        if key in self._orphaned:
+            return self._orphaned[key]
         busy = list(self.under_way.values())
         up = [index for index, pack in self._packs.items() if pack.up]
         return min(up, key=lambda index: (busy.count(index), self.last.get(key) != index, index), default=None)
@@ -133,6 +146,7 @@ class Packs:
         except PackLost:
             return None
         self.last[order.key] = index
+        self._orphaned.pop(order.key, None)
         return pack.name
 
     def files(self, key: str, rung: int) -> Files | None:
@@ -169,12 +183,13 @@ class Packs:
             self._gone(index, error)
             return []
 
-    def lost(self, key: str) -> None:
-        """A trial broke: see whether its pack is still there, and bring the trial's checkpoint again."""
+    def lost(self, key: str, rung: int) -> None:
+        """A trial broke: see whether its pack is still there and has its order; if not, bring its checkpoint again."""
         index = self.under_way.pop(key, None)
         self.last.pop(key, None)
         with suppress(PackLost):
-            self._desk(index, "__ray_ready__")
+            if self._desk(index, "has", key, rung):
+                self._orphaned[key] = cast("int", index)
 
     def close(self) -> None:
         """End the actors, after hearing what their slots took."""
@@ -210,12 +225,13 @@ class Packs:
         hunts = [hunt for hunt in self._turn if not hunt.over]
         if self._figures is None and hunts:
             index = next(index for index, pack in self._packs.items() if pack.up)
-            orders = [hunt.sizes() for hunt in hunts]
-            asked = self._packs[index].actor.footprints.remote([order for mine in orders for order in mine])
-            self._figures = index, [(hunt, len(mine)) for hunt, mine in zip(hunts, orders, strict=True)], asked
+            sizes = [hunt.sizes() for hunt in hunts]
+            orders = [order for mine in sizes for order in mine]
+            asked = self._packs[index].actor.footprints.remote(orders)
+            self._figures = index, [(hunt, len(mine)) for hunt, mine in zip(hunts, sizes, strict=True)], asked, orders
         if self._figures is None or not ray.wait([self._figures[2]], timeout=0)[0]:
             return
-        (index, of, asked), self._figures = self._figures, None
+        (index, of, asked, _), self._figures = self._figures, None
         try:
             self._decide(of, ray.get(asked))
         except ray.exceptions.RayError as error:
@@ -276,7 +292,9 @@ class Packs:
         if pack is None:
             return
         ray.kill(pack.actor)  # it may be cut off, and not dead
-        self.last = {key: other for key, other in self.last.items() if other != index}
+        for trials in (self.last, self._orphaned):
+            for key in [key for key, other in trials.items() if other == index]:
+                del trials[key]
         if self._opened < (RETRIES + 1) * self._asked:
             self._open()
         elif not self._packs:

@@ -15,7 +15,7 @@ SPACE: dict[str, Any] = {"learning_rate": {"loguniform": [1e-4, 1e-1]}, "method.
 
 def ask(recipe: MiniSpec | None = None, **fields: Any) -> SearchSpec:
     """A search over SPACE, eight trials in generations of four unless told otherwise."""
-    known = {"recipe": recipe or MiniSpec(), "space": SPACE, "trials": 8}
+    known = {"recipe": recipe or MiniSpec(), "space": SPACE, "trials": 8, "generation": 4}
     return SearchSpec(**{**known, **fields})
 
 

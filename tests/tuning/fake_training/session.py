@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from petl_ray.errors import CapacityError
+from petl_ray.errors import CapacityError, CorruptionError, PetlRayError
 from petl_ray.fingerprint import sha256_of
 from petl_ray.spec import Spec
 from petl_ray.verb import Turn
@@ -49,7 +49,8 @@ class MiniSession:
         slot = Slot(mini, rows)
         if checkpoint is not None:
             state = json.loads((checkpoint / "deep" / "state.json").read_text())
-            assert state["spec"] == sha256_of(mini.begun(state["step"], HORIZON)), "a foreign checkpoint"
+            if state["spec"] != sha256_of(mini.begun(state["step"], HORIZON)):
+                raise CorruptionError(f"checkpoint of {key}", "a foreign question")
             slot.step, slot.chain = state["step"], state["chain"]
         self._slots[key] = slot
 
@@ -58,7 +59,11 @@ class MiniSession:
 
     def turn(self) -> Turn:
         aims, self._aims = self._aims, {}
-        return Turn({key: self._advance(self._slots[key], target, key) for key, target in aims.items()}, {})
+        full: dict[str, PetlRayError] = {
+            key: CapacityError("memory", "one row does not fit") for key in aims if self._slots[key].spec.too_long
+        }
+        arrived = {key: self._advance(self._slots[key], aims[key], key) for key in aims if key not in full}
+        return Turn(arrived, full)
 
     def save(self, key: str, directory: Path) -> None:
         slot = self._slots[key]
@@ -85,6 +90,7 @@ class MiniSession:
             "pass_bytes": 0,
             "state_bytes": self.estimate(spec, labels)["memory_bytes"],
             "row_bytes": 0,
+            "kept_bytes": 0,
             "machine_bytes": 10**10,
             "free_bytes": None,
             "shared": True,

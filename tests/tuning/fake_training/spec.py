@@ -33,6 +33,7 @@ class MiniSpec(Spec):
     pause_s: float = 0.0
     log: Annotated[str, NOT_IDENTITY] = ""
     phases: Annotated[tuple[MiniPhase, ...], OMIT_DEFAULT] = ()
+    too_long: Annotated[bool, OMIT_DEFAULT] = False
 
     def begun(self, step: int, steps: int) -> MiniSpec:
         """Without the phases that begin at `step` or later."""
