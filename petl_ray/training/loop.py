@@ -82,7 +82,7 @@ def _attempt(bank: Bank, live: Sequence[Occupant], budget: TokenBudget, sharing:
         try:
             _pass(bank, round_)
             budget.made(round_[0][0].late, round_depth(round_), round_length(round_), round_tokens(round_))
-        except Exception as error:
+        except Exception as error:  # whatever breaks one occupant's pass must not end its neighbours'
             if not is_out_of_memory(error):
                 if is_nobodys(error, live):
                     raise
@@ -110,7 +110,7 @@ def _found(bank: Bank, round_: Round, error: Exception) -> _Stopped:
     for each, rows in round_:
         try:
             _pass(bank, [(each, rows)])
-        except Exception as alone:
+        except Exception as alone:  # as in `_attempt`
             if is_device_fault(alone):
                 raise
             if not is_out_of_memory(alone):

@@ -131,7 +131,7 @@ class Session:
         for key in arrived:
             try:
                 metrics[key] = self._measured(self.occupant(key))
-            except Exception as error:
+            except Exception as error:  # one that cannot be validated ends alone
                 if is_nobodys(error, [self.occupant(key)]):
                     raise
                 broken[key] = as_failure(self.occupant(key).rows.name, error)

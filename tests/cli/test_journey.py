@@ -65,9 +65,9 @@ def test_a_plan_says_how_trials_are_packed_into_memory_and_what_earlier_runs_tea
     found = {row["step"]: row for row in said(folder, "plan", "plan.yaml", *search, "--json")}
     assert found["prepare mood"]["packing"] is None
     packing = found["search mood"]["packing"]
-    assert packing["engine"] == "packed" and packing["slots"] == 8
-    assert packing["machine_bytes"] > packing["base_bytes"] + packing["pass_bytes"] + 8 * packing["slot_bytes"] > 0
-    assert packing["why"].startswith("packed: 8 slots of ") and packing["calibration"].startswith(
+    assert packing["engine"] == "packed" and packing["slots"] == 4
+    assert packing["machine_bytes"] > packing["base_bytes"] + packing["pass_bytes"] + 4 * packing["slot_bytes"] > 0
+    assert packing["why"].startswith("packed: 4 slots of ") and packing["calibration"].startswith(
         "calibrated from 1 run "
     )
     done = call(folder, "plan", "plan.yaml", *search)

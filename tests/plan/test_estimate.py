@@ -38,10 +38,10 @@ def test_a_step_that_trains_nothing_costs_nothing() -> None:
 def test_a_search_is_told_with_its_packs_in_the_share_of_the_machine_that_each_has(tiny_bert: Path) -> None:
     told = estimate(search(recipe(locked(tiny_bert))), BY_MEMORY, "classification", HERE, beside=2, under_way=16)
     packing = told["packing"]
-    assert (packing["engine"], packing["slots"], packing["packs"]) == ("packed", 8, 2)
+    assert (packing["engine"], packing["slots"], packing["packs"]) == ("packed", 4, 2)
     assert packing["machine_bytes"] == HERE.bytes // 2 and packing["calibration"] == "not calibrated"
-    assert told["memory_bytes"] == 2 * (packing["base_bytes"] + packing["pass_bytes"] + 8 * packing["slot_bytes"])
-    assert packing["why"].startswith("packed: 8 slots of ")
+    assert told["memory_bytes"] == 2 * (packing["base_bytes"] + packing["pass_bytes"] + 4 * packing["slot_bytes"])
+    assert packing["why"].startswith("packed: 4 slots of ")
 
 
 @pytest.mark.parametrize("kind", ["classification", "causal_lm"])
@@ -67,10 +67,10 @@ def test_without_a_machine_there_is_no_packing(tiny_bert: Path) -> None:
 
 def test_a_search_alone_has_no_more_slots_than_a_generation_fills(tiny_bert: Path) -> None:
     for machine in (HERE, None):
-        told = estimate(search(recipe(locked(tiny_bert))), BY_MEMORY, "classification", machine)
+        told = estimate(search(recipe(locked(tiny_bert)), generation=4), BY_MEMORY, "classification", machine)
         wider = estimate(search(recipe(locked(tiny_bert)), generation=16), BY_MEMORY, "classification", machine)
         assert told["memory_bytes"] < wider["memory_bytes"]
-        assert machine is None or (told["packing"]["slots"], wider["packing"]["slots"]) == (2, 8)
+        assert machine is None or (told["packing"]["slots"], wider["packing"]["slots"]) == (2, 4)
 
 
 def test_workers_divide_the_rows_of_a_step(tiny_bert: Path) -> None:

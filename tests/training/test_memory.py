@@ -14,6 +14,7 @@ import torch
 from petl_ray.errors import CapacityError, PlanError, TrainingError
 from petl_ray.models.faults import is_out_of_memory
 from petl_ray.training.memory import TokenBudget
+from petl_ray.training.peers import Alone
 from petl_ray.training.session import Session, open_session
 from tests.plainstep import PlainStep
 from tests.training.questions import dataset, locked, recipe
@@ -179,8 +180,7 @@ def test_what_is_nobodys_fault_is_told_as_it_came_and_nobody_is_blamed(
         session.aim(key, 0.1)
     error = RuntimeError("CUDA error: unspecified launch failure" if fault == "the device" else "shapes do not match")
     if fault != "the device":
-        monkeypatch.setattr(session.occupant("b").peers, "count", 2)
-        monkeypatch.setattr(session.occupant("b").peers, "add_up", lambda both: None, raising=False)
+        monkeypatch.setattr(session.occupant("b"), "peers", Alone(count=2))
     forward = session._bank.forward
 
     def breaks(segments, *, hidden=False):  # type: ignore[no-untyped-def]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from petl_ray.errors import CapacityError, CorruptionError, PetlRayError
+from petl_ray.errors import AdapterError, CapacityError, CorruptionError, PetlRayError
 from petl_ray.fingerprint import sha256_of
 from petl_ray.spec import Spec
 from petl_ray.verb import Turn
@@ -42,7 +42,7 @@ class MiniSession:
         assert len(self._slots) < self._count, "no free slot"
         assert not (data / "test.jsonl").exists(), "test rows must not reach a search"
         if isinstance(mini.method, Lora) and mini.method.rank == 666:
-            raise CapacityError("method.rank", "got 666", "it does not fit")
+            raise AdapterError("method.rank", "got 666", "it does not fit")
         if isinstance(mini.method, Lora) and mini.method.rank == 999:
             raise ZeroDivisionError("a bug")
         rows = hashlib.sha256((data / "train.jsonl").read_bytes()).hexdigest()
