@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.questions import GRIDS, PUBLIC, RECIPE, Question, missing, tasks
 from benchmarks.rows import Row, paired
-from benchmarks.search import CORES, REDUCTION, RUNGS, best_precision
+from benchmarks.search import CORES, REDUCTION, RUNGS, SLOTS, best_precision
 from benchmarks.sweep import measured
 from benchmarks.units import Unit, Units, sources
 from petl_ray.fingerprint import sha256_of
@@ -53,7 +53,7 @@ def winners(quick: bool, again: bool) -> Iterator[Row]:
     for task in here:
         for seed in SEEDS[: 1 if quick else None]:
             asked = Question(task, GRIDS[16], {**RECIPE, "epochs": 1 if quick else 4}, seed, cores=CORES, tested=True)
-            ours = replace(asked, precision=best_precision())
+            ours = replace(asked, precision=best_precision(), slots=SLOTS)
             wide = replace(ours, space=GRIDS[64], rungs=RUNGS, reduction=REDUCTION)
             for name, who, question in (
                 ("equal", "ours", ours),

@@ -22,11 +22,13 @@ from benchmarks.questions import GRIDS, PUBLIC, RECIPE, Question, missing, prepa
 from benchmarks.rows import Row, spread
 from benchmarks.sweep import measured
 from benchmarks.units import Unit, Units, sources
+from petl_ray.tuning.layout import MOST_SLOTS
 
 CORES = min(2, os.cpu_count() or 1)
 RUNGS, REDUCTION = (0.1, 0.4, 1.0), 4.0  # a geometric ladder, as Tune's ASHA builds it from its grace period
 ATTEMPTS = 3  # searches of ours, one after another, until the score is reached
 ROUNDS = 3
+SLOTS = MOST_SLOTS["cpu"]  # of a pack of ours: as many as `slots: auto` means
 RIVALS = {"full": "(a), full budget", "asha": "(a) with ASHA"}
 
 
@@ -44,10 +46,10 @@ def throughput(quick: bool, again: bool) -> Iterator[Row]:
     mode, threads = _fastest(units, asked)
     fastest, plain = f"loop {mode}, threads {threads}", "loop fp32, threads 1"  # may be one and the same
     contestants = {
-        f"ours {best}": ("ours", replace(asked, precision=best)),
+        f"ours {best}": ("ours", replace(asked, precision=best, slots=SLOTS)),
         "trainer": ("trainer", asked),
         fastest: ("loop", replace(asked, mode=mode, threads=threads)),
-        "ours fp32": ("ours", replace(asked, precision="fp32")),
+        "ours fp32": ("ours", replace(asked, precision="fp32", slots=SLOTS)),
         plain: ("loop", asked),
     }
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in contestants}
@@ -116,7 +118,7 @@ def _costs(units: Units, task: str, quick: bool) -> Costs:
         wanted = wanted or best_score(facts)
     error = math.sqrt(wanted * (1 - wanted) / len(rows(prepared(task), "validation")))
     for attempt in range(ATTEMPTS):
-        question = replace(stopped, precision=best_precision(), seed=attempt)
+        question = replace(stopped, precision=best_precision(), slots=SLOTS, seed=attempt)
         unit = Unit("cost", task, attempt, "ours", 0, question.digest, sources())
         facts = units.facts(unit, partial(measured, "ours", question))
         core_s["ours"], cpu_s["ours"] = core_s["ours"] + facts["core_s"], cpu_s["ours"] + facts["cpu_s"]
