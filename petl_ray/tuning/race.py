@@ -20,7 +20,7 @@ from petl_ray.tuning.ledger import Copy
 from petl_ray.tuning.pack import life_key
 from petl_ray.tuning.population import chance_of, changeable, donors, explored
 from petl_ray.tuning.recipe import Recipe, identity, reason
-from petl_ray.tuning.rules import asha_keeps, better, median_keeps
+from petl_ray.tuning.rules import Standing, asha_keeps, better, median_keeps
 from petl_ray.tuning.sampler import Overrides, open_sampler
 from petl_ray.tuning.spec import SearchSpec
 
@@ -30,7 +30,7 @@ Recorded = Callable[[int], "Overrides | None"]
 
 @dataclass
 class Candidate:
-    """One configuration: `scores` by share of the horizon, in the order of the rungs.
+    """One configuration: `scores` by share of the horizon, in the order of the rungs, and its `standing` at the last.
 
     `parents` says at which shares it became a copy of which trial; `spec` and `overrides` are those of today's life.
     """
@@ -41,6 +41,7 @@ class Candidate:
     spec: Spec
     phase: Phase
     scores: dict[float, float] = field(default_factory=dict)
+    standing: Standing = field(default_factory=lambda: Standing(0.0))
     reason: str = ""
     told: bool = False
     bracket: int | None = None
@@ -98,7 +99,7 @@ class Race:
         self._sampler = open_sampler(spec, self.recipe.mode)
         self._names: set[str] = set()
         self._asks_left = 8 * spec.trials + 64  # a space smaller than the trials asked for comes to an end
-        self._at_rung: defaultdict[tuple[int, int], list[float]] = defaultdict(list)  # by rung and bracket
+        self._at_rung: defaultdict[tuple[int, int], list[Standing]] = defaultdict(list)  # by rung and bracket
         self._brackets = Brackets(len(spec.rungs), spec.reduction) if spec.scheduler == "hyperband" else None
         self.copies: list[Copy] = []  # what was decided and is yet to be done
         self._begun = False
@@ -148,8 +149,9 @@ class Race:
         elif facts.get("diverged"):
             self._end(candidate, "diverged", str(facts.get("reason", "the loss is not finite")))
         else:
-            self._at_rung[candidate.rung, candidate.bracket or 0].append(float(facts["score"]))
-            candidate.scores[self.spec.rungs[candidate.rung]] = float(facts["score"])
+            candidate.standing = Standing(float(facts["score"]), float(facts.get("loss", 0.0)))
+            self._at_rung[candidate.rung, candidate.bracket or 0].append(candidate.standing)
+            candidate.scores[self.spec.rungs[candidate.rung]] = candidate.standing.score
             candidate.phase = "waiting"
             self._hear(candidate, keep)
         self._settle()
@@ -170,7 +172,7 @@ class Race:
     def best_score(self) -> float | None:
         """The best score heard so far at the furthest rung that was reached."""
         furthest = max((rung for rung, _ in self._at_rung), default=None)
-        heard = [score for (rung, _), scores in self._at_rung.items() if rung == furthest for score in scores]
+        heard = [one.score for (rung, _), there in self._at_rung.items() if rung == furthest for one in there]
         return (max if self.recipe.mode == "max" else min)(heard, default=None)
 
     # --- what a generation does -------------------------------------------------------------------------------------
@@ -221,11 +223,11 @@ class Race:
     def _keeps(self, candidate: Candidate) -> bool:
         """What the scheduler's rule says of a candidate at the rung that it has reached."""
         rung, bracket, mode = candidate.rung - 1, candidate.bracket or 0, self.recipe.mode
-        score, scores = candidate.scores[self.spec.rungs[rung]], self._at_rung[rung, bracket]
+        standings = self._at_rung[rung, bracket]
         if self.spec.scheduler == "median":
-            return median_keeps(mode, score, scores)
+            return median_keeps(mode, candidate.standing.score, [one.score for one in standings])
         if self.spec.scheduler in ("asha", "hyperband"):
-            return rung < bracket or asha_keeps(mode, score, scores, self.spec.reduction)
+            return rung < bracket or asha_keeps(mode, candidate.standing, standings, self.spec.reduction)
         return True
 
     def _end(self, candidate: Candidate, phase: Phase, why: str = "", *, only_here: bool = False) -> None:

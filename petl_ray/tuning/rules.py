@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import median
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Mode = Literal["max", "min"]
 
@@ -14,15 +14,29 @@ def better(mode: Mode, score: float, other: float) -> bool:
     return score > other if mode == "max" else score < other
 
 
-def asha_keeps(mode: Mode, score: float, scores: Sequence[float], reduction: float) -> bool:
-    """Whether `score` is among the best 1/reduction of `scores` (itself included); ties with the last one go on.
+class Standing(NamedTuple):
+    """What a trial came to at a rung: its score, and the validation loss (lower is better) that tells equal scores apart.
+
+    Early on many trials answer with the commonest label alone and score alike, and the loss knows already who learns.
+    """
+
+    score: float
+    loss: float = 0.0
+
+    def rank(self, mode: Mode) -> tuple[float, float]:
+        """Higher is better."""
+        return self.score if mode == "max" else -self.score, -self.loss
+
+
+def asha_keeps(mode: Mode, standing: Standing, standings: Sequence[Standing], reduction: float) -> bool:
+    """Whether `standing` is among the best 1/reduction of `standings` (itself included); ties with the last one go on.
 
     The rule of successive halving (Jamieson and Talwalkar 2016) over all that was ever scored at this rung, as in
     ASHA (Li et al. 2018); at least one always goes on.
     """
-    places = max(1, int(len(scores) / reduction))
-    cutoff = sorted(scores, reverse=mode == "max")[places - 1]
-    return not better(mode, cutoff, score)
+    places = max(1, int(len(standings) / reduction))
+    cutoff = sorted((one.rank(mode) for one in standings), reverse=True)[places - 1]
+    return standing.rank(mode) >= cutoff
 
 
 def median_keeps(mode: Mode, score: float, scores: Sequence[float]) -> bool:

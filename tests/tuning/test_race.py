@@ -54,6 +54,22 @@ def test_trial_0_is_the_recipe_and_runs_to_the_end_however_bad() -> None:
     assert race.winner().number != 0
 
 
+def test_where_all_score_alike_the_losses_say_who_goes_on_and_a_resumed_race_hears_the_same() -> None:
+    """A few steps in, every trial may answer with the commonest label: nobody would be stopped, or anybody."""
+    losses = {number: 0.7 - 0.01 * (number % 7) for number in range(16)}
+
+    def facts(candidate: Any) -> dict[str, float]:
+        return {"score": 0.5, "loss": losses[candidate.number]}
+
+    tables = []
+    for seed in (None, 4):
+        race = ride(ask(trials=16, generation=16, rungs=(0.25, 1.0), reduction=4.0), seed, facts=facts)
+        tables.append([candidate.row() for candidate in race.candidates])
+        finished = [candidate.number for candidate in race.candidates if candidate.phase == "finished"]
+        assert finished == [0, 5, 6, 12, 13], "the best quarter by loss, and the recipe itself"
+    assert tables[0] == tables[1]
+
+
 def test_of_equal_scores_the_lowest_number_wins() -> None:
     race = ride(ask(scheduler="none"), facts=lambda candidate: {"score": 0.5})
     assert race.winner().number == 0

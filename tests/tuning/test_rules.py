@@ -1,4 +1,6 @@
-from petl_ray.tuning.rules import asha_keeps, better, median_keeps
+from typing import Any
+
+from petl_ray.tuning.rules import Standing, asha_keeps, better, median_keeps
 
 
 def test_better_knows_both_directions() -> None:
@@ -6,15 +8,24 @@ def test_better_knows_both_directions() -> None:
 
 
 def test_asha_keeps_the_best_share_and_ties_with_its_last() -> None:
-    scores = [0.1, 0.4, 0.3, 0.2]
+    scores = [Standing(score) for score in (0.1, 0.4, 0.3, 0.2)]
     assert [asha_keeps("max", score, scores, 2.0) for score in scores] == [False, True, True, False]
     assert [asha_keeps("min", score, scores, 2.0) for score in scores] == [True, False, False, True]
-    assert [asha_keeps("max", score, [0.5, 0.5, 0.5, 0.1], 4.0) for score in (0.5, 0.1)] == [True, False]
+    alike = [Standing(score) for score in (0.5, 0.5, 0.5, 0.1)]
+    assert [asha_keeps("max", score, alike, 4.0) for score in alike] == [True, True, True, False]
+
+
+def test_of_equal_scores_the_lower_loss_goes_on_and_no_loss_outweighs_a_score() -> None:
+    mode: Any
+    for mode, best in (("max", 0.6), ("min", 0.4)):
+        standings = [Standing(0.5, 0.7), Standing(0.5, 0.6), Standing(0.5, 0.65), Standing(best, 9.0)]
+        assert [asha_keeps(mode, one, standings, 2.0) for one in standings] == [False, True, False, True]
 
 
 def test_asha_keeps_at_least_one() -> None:
-    assert asha_keeps("max", 0.1, [0.1], 4.0)
-    assert [asha_keeps("max", score, [0.1, 0.2], 8.0) for score in (0.1, 0.2)] == [False, True]
+    low, high = Standing(0.1), Standing(0.2)
+    assert asha_keeps("max", low, [low], 4.0)
+    assert [asha_keeps("max", one, [low, high], 8.0) for one in (low, high)] == [False, True]
 
 
 def test_median_keeps_what_is_not_worse() -> None:
