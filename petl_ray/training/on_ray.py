@@ -59,8 +59,8 @@ def train(spec: TrainSpec, dataset: Dataset, *, step: StepContext) -> Adapter:
         ray.kill(mailbox)
     if pump.error:
         raise pump.error
-    if answer is None and (failure or lost):
-        raise failure or lost
+    if answer is None and (why := failure or lost) is not None:
+        raise why
     if answer is None:
         raise TemporaryError("training.on_ray", "the workers ended without an adapter", "they were stopped or lost")
     return _kept(answer[0], answer[1], step)
