@@ -247,7 +247,7 @@ def _work(config: dict[str, Any]) -> None:
                 ray.get(mailbox.deliver.remote(adapter, _contents(out)))
     except RunCancelled:
         return
-    except Exception as error:
+    except Exception as error:  # whatever it is, the step is told of it
         told = as_failure(key, error)
         if isinstance(error, PetlRayError) or isinstance(told, CapacityError):
             ray.get(mailbox.fail.remote(told))
