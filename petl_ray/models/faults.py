@@ -12,7 +12,18 @@ _MEMORY = (
     "could not create a primitive",
     "cublas_status_alloc_failed",
 )
-_DEVICE = ("cuda error", "cublas_status", "cudnn_status", "cudnn error", "nccl error", "device-side assert")
+# Of those who do not say so by their type; a shape or a type that a library does not take is no fault of the device.
+_DEVICE = (
+    "device-side assert",
+    "illegal memory access",
+    "illegal instruction",
+    "unspecified launch failure",
+    "uncorrectable ecc error",
+    "launch timed out",
+    "cublas_status_execution_failed",
+    "cudnn_status_execution_failed",
+    "nccl error",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -22,6 +22,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from petl_ray.artifact import Adapter, Dataset, FileEntry
 from petl_ray.errors import CapacityError, CorruptionError, PetlRayError, RunCancelled, TemporaryError
 from petl_ray.fingerprint import sha256_file
+from petl_ray.training.failures import as_failure
 from petl_ray.training.session import open_session
 from petl_ray.training.spec import TrainSpec
 from petl_ray.training.train import Watcher, finish, run_course
@@ -47,16 +48,19 @@ def train(spec: TrainSpec, dataset: Dataset, *, step: StepContext) -> Adapter:
     )
     pump = _Pump(mailbox, step)
     pump.start()
+    lost: TemporaryError | None = None
     try:
         _fit(spec, dataset, step.name, resources, mailbox)
+    except TemporaryError as error:
+        lost = error  # unless a worker said why
     finally:
         pump.finish()
         failure, answer = ray.get([mailbox.failure.remote(), mailbox.answer.remote()])
         ray.kill(mailbox)
     if pump.error:
         raise pump.error
-    if answer is None and failure:
-        raise failure
+    if answer is None and (why := failure or lost) is not None:
+        raise why
     if answer is None:
         raise TemporaryError("training.on_ray", "the workers ended without an adapter", "they were stopped or lost")
     return _kept(answer[0], answer[1], step)
@@ -243,9 +247,14 @@ def _work(config: dict[str, Any]) -> None:
                 ray.get(mailbox.deliver.remote(adapter, _contents(out)))
     except RunCancelled:
         return
-    except PetlRayError as error:
-        # Every worker sees the same sums, so all of them end here; raising would only start the group again.
-        ray.get(mailbox.fail.remote(error))
+    except Exception as error:  # whatever it is, the step is told of it
+        told = as_failure(key, error)
+        if isinstance(error, PetlRayError) or isinstance(told, CapacityError):
+            ray.get(mailbox.fail.remote(told))
+        # What is one of ours every worker sees at once, in the same sums, so all of them end here, and raising would only
+        # start the group again. But memory may be short for one, whose peers wait for what it owes their step.
+        if told is not error or isinstance(error, CapacityError):
+            raise
 
 
 def _fit(spec: TrainSpec, dataset: Dataset, name: str, resources: Resources, mailbox: Any) -> None:

@@ -131,7 +131,9 @@ class Hunt:
     def _heard(self, candidate: Candidate, facts: Mapping[str, Any], files: Files | None, keep: bool | None) -> None:
         rung = candidate.rung
         replayed = rung in self.ledger.rungs(candidate.number)
-        if not replayed and not facts.get("only_here"):  # a later attempt may fare better
+        # A later attempt may fare better; but whom a population's trials copy hangs on who was there.
+        passing = bool(facts.get("only_here")) and self.spec.scheduler != "pbt"
+        if not (replayed or passing):
             self.ledger.reached(candidate.number, rung, facts, files)
         self._timings.append({"number": candidate.number, "rung": rung, "replayed": replayed, **_times(facts)})
         self.race.heard(candidate.number, facts, keep)

@@ -88,6 +88,8 @@ class Pack:
         self._waiting: list[Errand] = []
         self._under_way: dict[str, Errand] = {}
         self._done: dict[str, tuple[Order, dict[str, Any]]] = {}  # the newest of every trial
+        self._asked: dict[str, Order] = {}  # the newest of every trial that somebody waits for
+        self._broken = False
         self._driver = threading.Thread(target=self._drive, name="pack", daemon=True)
         self._driver.start()
 
@@ -124,10 +126,14 @@ class Pack:
         return answer.result()
 
     def has(self, key: str, rung: int) -> bool:
-        """Whether a trial's order for `rung` waits here, is under way or done, so that it is answered when asked again."""
-        there = [*self._under_way.values(), *self._waiting]
-        orders = [one.order for one in there] + [done for done, _ in self._done.values()]
-        return any(one.key == key and one.rung == rung for one in orders)
+        """Whether a trial's order for `rung` waits here, is under way or done, so that it is answered when asked again.
+
+        Raises RuntimeError where a whole turn broke: nobody knows what this process is still good for.
+        """
+        if self._broken:
+            raise RuntimeError("a turn broke for everybody in it")
+        done = (order for order, _ in list(self._done.values()))
+        return any(one.key == key and one.rung == rung for one in (*self._asked.values(), *done))
 
     def memory(self) -> dict[str, Any]:
         """What the slots took at their peak (see `SlotSession.memory`); empty where several bases share the process."""
@@ -144,12 +150,17 @@ class Pack:
         """Train one trial to its rung and validate: `score`, `loss`, `steps`, `trained_share`, `seconds`.
 
         `seconds` is the trial's share of the turns it took part in. `diverged` or `refused` with a reason where the
-        configuration is at fault; `refused` with `only_here` where it may fare better on another machine. Raises
+        configuration is at fault; `refused` with `only_here`, which says why (memory or fault), where it may fare better
+        on another machine. Raises
         TemporaryError where this process does not hold the search's rows (it was restarted).
         """
         answer: Future[dict[str, Any]] = Future()
+        self._asked[order.key] = order
         self._door_bell.put(Errand(order, [answer]))
-        return answer.result()
+        try:
+            return answer.result()
+        finally:
+            self._asked.pop(order.key, None)
 
     def close(self) -> None:
         """End the driving thread after its turn and remove the local files."""
@@ -195,8 +206,7 @@ class Pack:
                 self._admit(session, errand.order, spec)
                 session.aim(errand.order.key, errand.order.target)
             except PermanentError as error:
-                here = {"only_here": True} if isinstance(error, CapacityError) else {}
-                self._answer(errand, {"refused": str(error), **here})
+                self._answer(errand, {"refused": str(error), **_only_here(error, at_the_door=True)})
             except Exception as error:  # noqa: BLE001 - whatever it is belongs to who asked, not to who trains beside
                 self._break(errand, error)
             else:
@@ -228,6 +238,7 @@ class Pack:
         try:
             turn = session.turn()
         except Exception as error:  # noqa: BLE001 - where the slots stand is unknown now: retries begin at checkpoints
+            self._broken = True
             for errand in mine.values():
                 self._break(errand, error)
             return
@@ -237,7 +248,7 @@ class Pack:
             self._answer(mine[key], dict(metrics))
         for key, failure in turn.failed.items():
             if isinstance(failure, PermanentError):  # a question that makes no sense is refused at the door
-                self._answer(mine[key], {"refused": str(failure), "only_here": True})
+                self._answer(mine[key], {"refused": str(failure), **_only_here(failure)})
             else:
                 self._break(mine[key], failure)
 
@@ -345,6 +356,13 @@ class Pack:
 
     def _checkpoint(self, key: str, rung: int) -> Path:
         return self._directory / "checkpoints" / key / str(rung)
+
+
+def _only_here(error: PermanentError, *, at_the_door: bool = False) -> dict[str, str]:
+    """What is no verdict on the configuration: memory that this machine lacks, and whatever broke a pass."""
+    if isinstance(error, CapacityError):
+        return {"only_here": "memory"}
+    return {} if at_the_door else {"only_here": "fault"}
 
 
 def _shared(spec: Spec) -> str:

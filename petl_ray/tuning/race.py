@@ -145,7 +145,7 @@ class Race:
         """The facts of one rung: `score`, or `diverged`, or `refused`. `keep` is a decision that was made elsewhere."""
         candidate = self.candidates[number]
         if facts.get("refused"):
-            self._end(candidate, "rejected", str(facts["refused"]), only_here=bool(facts.get("only_here")))
+            self._end(candidate, "rejected", str(facts["refused"]), only_here=str(facts.get("only_here", "")))
         elif facts.get("diverged"):
             self._end(candidate, "diverged", str(facts.get("reason", "the loss is not finite")))
         else:
@@ -230,13 +230,14 @@ class Race:
             return rung < bracket or asha_keeps(mode, candidate.standing, standings, self.spec.reduction)
         return True
 
-    def _end(self, candidate: Candidate, phase: Phase, why: str = "", *, only_here: bool = False) -> None:
+    def _end(self, candidate: Candidate, phase: Phase, why: str = "", *, only_here: str = "") -> None:
         candidate.phase, candidate.reason = phase, why
         if candidate.number == 0 and phase in ("rejected", "diverged"):
             kind: type[PetlRayError] = PlanError if phase == "rejected" else TrainingError
             do = "Loosen the limits or change the recipe" if phase == "rejected" else "Lower its learning rate"
             if only_here:
-                kind, do = CapacityError, "Run it again, on a machine that has room for it"
+                kind = CapacityError if only_here == "memory" else TrainingError
+                do = "Run it again, on another machine if it comes to the same"
             self.fail(kind("search.recipe", f"trial 0, the recipe as it stands, {why or phase}", do=do))
 
     def _tell(self, candidates: Iterable[Candidate]) -> None:

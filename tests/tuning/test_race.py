@@ -105,9 +105,10 @@ def test_a_default_that_diverges_ends_the_search() -> None:
 
 
 def test_a_default_that_has_no_room_here_is_no_fault_of_the_plan() -> None:
-    bad = {"refused": "memory: one row of 512 tokens does not fit", "only_here": True}
-    race = ride(ask(), facts=lambda candidate: bad if candidate.number == 0 else {})
-    assert isinstance(race.error, CapacityError) and "one row of 512 tokens" in str(race.error)
+    for why, kind in (("memory", CapacityError), ("fault", TrainingError)):
+        bad = {"refused": "one row of 512 tokens", "only_here": why}
+        race = ride(ask(), facts=lambda candidate, bad=bad: bad if candidate.number == 0 else {})
+        assert type(race.error) is kind and "one row of 512 tokens" in str(race.error)
 
 
 def test_others_that_diverge_or_are_refused_are_told_apart_and_do_not_stop_the_search() -> None:

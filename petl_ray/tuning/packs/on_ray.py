@@ -184,12 +184,17 @@ class Packs:
             return []
 
     def lost(self, key: str, rung: int) -> None:
-        """A trial broke: see whether its pack is still there and has its order; if not, bring its checkpoint again."""
+        """A trial broke: see whether its pack is still there and has its order; if not, bring its checkpoint again. A pack
+        that broke as a whole makes way for another process."""
         index = self.under_way.pop(key, None)
         self.last.pop(key, None)
-        with suppress(PackLost):
+        try:
             if self._desk(index, "has", key, rung):
                 self._orphaned[key] = cast("int", index)
+        except PackLost:
+            pass
+        except ray.exceptions.RayTaskError as error:
+            self._gone(cast("int", index), error)
 
     def close(self) -> None:
         """End the actors, after hearing what their slots took."""
@@ -217,6 +222,10 @@ class Packs:
         self._turn, self._layout, self._figures = self._later.pop(0), None, None
         for pack in self._packs.values():
             pack.laid_out = False
+        self._leave_sessions()
+
+    def _leave_sessions(self) -> None:
+        for pack in self._packs.values():
             if pack.up:
                 pack.actor.leave_sessions.options(concurrency_group="desk").remote()
 
@@ -270,6 +279,8 @@ class Packs:
             self._layout = together(going)
         for hunt, _ in going:
             hunt.laid_out(self._layout, self._asked)
+        if self._later or len(going) < len(of):
+            self._leave_sessions()  # they may hold a base whose turn it is not
 
     def _open(self) -> None:
         """Ask for one more pack."""
