@@ -22,13 +22,13 @@ from benchmarks.questions import GRIDS, PUBLIC, RECIPE, Question, missing, prepa
 from benchmarks.rows import Row, spread
 from benchmarks.sweep import measured
 from benchmarks.units import Unit, Units, sources
-from petl_ray.tuning.layout import MOST_SLOTS
+from petl_ray.tuning.layout import MOST_TRIALS
 
 CORES = min(2, os.cpu_count() or 1)
 RUNGS, REDUCTION = (0.1, 0.4, 1.0), 4.0  # a geometric ladder, as Tune's ASHA builds it from its grace period
 ATTEMPTS = 3  # searches of ours, one after another, until the score is reached
 ROUNDS = 3
-SLOTS = MOST_SLOTS["cpu"]  # of a pack of ours: as many as `slots: auto` means
+SLOTS = MOST_TRIALS["cpu"]  # of a pack of ours: as many as `slots: auto` means
 RIVALS = {"full": "(a), full budget", "asha": "(a) with ASHA"}
 
 

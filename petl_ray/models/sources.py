@@ -8,13 +8,14 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from petl_ray.errors import BaseModelError
 from petl_ray.fingerprint import sha256_file, sha256_of
 from petl_ray.models.spec import BaseSpec, LockedBase, Precision
 from petl_ray.spec import Pinned
 
+T = TypeVar("T")
 CONFIG = "config.json"
 TOKENIZER_FILES = (
     "added_tokens.json",
@@ -181,10 +182,7 @@ def _revision(name: str, wanted: str | None) -> str:
         return wanted
     from huggingface_hub import HfApi
 
-    try:
-        return str(HfApi().model_info(name, revision=wanted, timeout=20).sha)
-    except Exception as error:  # whatever the hub's library raises means that the id could not be resolved
-        raise _hub_error(name, wanted, error) from error
+    return _of_hub(name, wanted, lambda: str(HfApi().model_info(name, revision=wanted, timeout=20).sha))
 
 
 def _snapshot(name: str, revision: str) -> Path:
@@ -193,9 +191,16 @@ def _snapshot(name: str, revision: str) -> Path:
 
     disable_progress_bars()
     patterns = [CONFIG, *TOKENIZER_FILES, *WEIGHTS]
+    return _of_hub(name, revision, lambda: Path(snapshot_download(name, revision=revision, allow_patterns=patterns)))
+
+
+def _of_hub(name: str, revision: str | None, ask: Callable[[], T]) -> T:
+    """What the hub answers; BaseModelError where its library cannot ask, or does not get what it asked for."""
+    from httpx import HTTPError
+
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except Exception as error:  # as above: nothing of a strange download may look like a bug of ours
+        return ask()
+    except (OSError, ValueError, RuntimeError, HTTPError) as error:
         raise _hub_error(name, revision, error) from error
 
 

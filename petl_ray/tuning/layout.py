@@ -22,7 +22,7 @@ from petl_ray.verb import Resources
 LANE_BYTES = 120 * 10**6  # of a trial's own process: what is not shared of a Ray worker without torch, measured
 # More slots of a pack than this gain less than their trials' processes cost, 1.6 CPU-seconds each: on two cores 64 short
 # trials took 127 CPU-seconds in packs of four, 123 in packs of eight, whose eight more processes took 14.
-MOST_SLOTS = {"cpu": 4, "cuda": 64}
+MOST_TRIALS = {"cpu": 4, "cuda": 64}
 _VARIANTS = 16  # of one search: each costs a look at the model's modules
 
 
@@ -87,7 +87,7 @@ def lay_out(
         return Layout("solo" if engine == "solo" else "packed", most, "as placed", lanes=min(most + 1, busy))
     first = demands[0]
     if resources.slots_by_memory:
-        most = min(most, MOST_SLOTS[first.device])
+        most = min(most, MOST_TRIALS[first.device])
     calibration = calibrate(measured, first.base, first.device)
     free = [demand.machine.free_bytes for demand in demands if demand.machine.free_bytes is not None]
     machine = Machine(first.device, min(demand.machine.bytes for demand in demands), min(free, default=None))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,52 +12,20 @@ import pytest
 import ray
 from ray.air.execution._internal import RayActorManager
 
-from petl_ray.artifact import Dataset, Trial
-from petl_ray.errors import CapacityError, ClaimLost, PermanentError, PlanError, RunCancelled
-from petl_ray.tuning import SearchSpec, search
+from petl_ray.artifact import Trial
+from petl_ray.errors import ClaimLost, PermanentError, PlanError, RunCancelled
 from petl_ray.tuning.hunt import Hunt
 from petl_ray.tuning.on_ray import Judge, _stopper, _times, search_all
-from petl_ray.tuning.pack import Order, Pack
 from petl_ray.tuning.packs import on_ray
-from petl_ray.tuning.packs.on_ray import Packs
 from petl_ray.tuning.race import open_race
 from petl_ray.verb import Question, Resources
 from tests.plainstep import PlainStep
 from tests.tuning.fake_training import train
 from tests.tuning.fake_training.asking import ask, rows
 from tests.tuning.fake_training.spec import Lora, MiniSpec
+from tests.tuning.searches import DiesAfter, Killed, assert_same_search, others_hold, packs, run, rungs, table, taken_up
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-
-
-def run(step: PlainStep, spec: SearchSpec, dataset: Dataset | None = None) -> Trial:
-    found = search.using(train=train)(spec, dataset or rows(step), step=step)
-    assert isinstance(found, Trial)
-    return found
-
-
-def table(step: PlainStep, trial: Trial) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (step.fetch(trial) / "trials.jsonl").read_text().splitlines()]
-
-
-def rungs(step: PlainStep) -> list[dict[str, Any]]:
-    return [facts for event, facts in step.events if event == "search.rung"]
-
-
-def packs(step: PlainStep) -> list[int]:
-    """How many packs were up, as it changed."""
-    return [facts["up"] for event, facts in step.events if event == "search.packs"]
-
-
-@contextmanager
-def others_hold(cores: int) -> Iterator[Callable[[], None]]:
-    """As a replica that serves: cores of the cluster are held until the block ends, or what it yields is called."""
-    holder = ray.remote(dict).options(num_cpus=cores).remote()
-    ray.get(holder.__ray_ready__.remote())
-    try:
-        yield lambda: ray.kill(holder)
-    finally:
-        ray.kill(holder)
 
 
 def test_several_searches_share_one_run_and_end_as_each_would_alone(tmp_path: Path) -> None:
@@ -109,39 +75,6 @@ def test_placement_changes_no_outcome(tmp_path: Path) -> None:
     placements = [Resources(cpus=1, packs=1, slots=1), Resources(cpus=1, packs=2, slots=3)]
     steps = [PlainStep(tmp_path / str(index), resources=given) for index, given in enumerate(placements)]
     assert len({run(step, ask()).digest for step in steps}) == 1
-
-
-class Killed(BaseException):
-    """As a SIGKILL: nothing catches it."""
-
-
-class DiesAfter(PlainStep):
-    """A step whose process ends at the n-th record of a rung, before it is written."""
-
-    left = 7
-
-    def record(self, key: str, value: Mapping[str, Any]) -> None:
-        if "/" in key:
-            type(self).left -= 1
-            if self.left < 0:
-                raise Killed
-        super().record(key, value)
-
-
-def taken_up(killed: Path, spec: SearchSpec) -> tuple[Trial, int]:
-    """What a killed search ends in, and how many rungs had been recorded; none of them is trained again."""
-    survivor = PlainStep(killed)
-    before = {key for key in survivor.recorded() if "/" in key}
-    resumed = run(survivor, spec)
-    trained = {f"{facts['trial']}/{facts['rung']}" for facts in rungs(survivor) if not facts["replayed"]}
-    assert not before & trained
-    return resumed, len(before)
-
-
-def assert_same_search(resumed: Trial, undisturbed: Trial) -> None:
-    """The same outcome by the same rungs, each of them trained once."""
-    assert resumed.digest == undisturbed.digest
-    assert resumed.about["replayed_rungs"] + resumed.about["trained_rungs"] == undisturbed.about["trained_rungs"]
 
 
 @pytest.mark.parametrize("decisions", ["rung", pytest.param("async", marks=pytest.mark.long)])
@@ -268,28 +201,6 @@ def test_a_cancelled_search_stops_with_trials_under_way(step: PlainStep) -> None
     assert len(rungs(cancelled)) <= 3
 
 
-def test_a_search_goes_on_with_the_packs_that_have_room(tmp_path: Path) -> None:
-    two = Resources(packs=2)
-    held, whole = PlainStep(tmp_path / "held", resources=two), PlainStep(tmp_path / "whole", resources=two)
-    with others_hold(1):
-        found = run(held, ask(trials=4))
-    assert packs(held) == [1] and held.events[0] == ("search.packs", {"up": 1, "asked": 2})
-    assert run(whole, ask(trials=4)).digest == found.digest
-
-
-def test_a_pack_that_comes_up_later_joins(tmp_path: Path) -> None:
-    class Frees(PlainStep):
-        def report(self, event: str, /, **facts: Any) -> None:
-            super().report(event, **facts)
-            if len(rungs(self)) == 1:
-                free()
-
-    step = Frees(tmp_path, resources=Resources(packs=2))
-    with others_hold(1) as free:
-        run(step, ask(MiniSpec(pause_s=1.0), trials=4))
-    assert packs(step) == [1, 2]
-
-
 @pytest.mark.usefixtures("own_scratch")
 def test_a_search_that_waits_for_its_first_pack_says_so_and_can_be_cancelled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -305,73 +216,6 @@ def test_a_search_that_waits_for_its_first_pack_says_so_and_can_be_cancelled(
         run(step, ask(limits={"trained_share": 0.5}))
     assert step.events == [("search.packs", {"up": 0, "asked": 1})]
     assert left_behind() <= before
-
-
-class Continues(PlainStep):
-    """A step that sees to it that what continues a rung is durable when the rung is recorded."""
-
-    def record(self, key: str, value: Mapping[str, Any]) -> None:
-        number, _, rung = key.partition("/")
-        if rung in ("0", "1", "2"):
-            saved = self.load_progress()
-            assert saved is not None and saved.note["trials"][number]["rung"] == int(rung)
-            assert any((saved.directory / number).rglob("*.json"))
-        super().record(key, value)
-
-
-@pytest.mark.parametrize(
-    "moment",
-    ["checkpoint", "weigh", *(pytest.param(name, marks=pytest.mark.long) for name in ("put_data", "put_checkpoint"))],
-)
-def test_a_pack_that_is_lost_is_replaced_and_the_outcome_is_the_same(
-    tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever the pack is asked when it is found dead."""
-    desk, weigh, choose, left = Packs._desk, Packs.weigh, Packs.choose, 1
-
-    def kill(room: Packs, index: int | None) -> None:
-        nonlocal left
-        left -= 1
-        if left == 0 and index is not None:
-            ray.kill(room._packs[index].actor)
-
-    def desk_of_the_dead(room: Packs, index: int | None, method: str, *arguments: Any) -> Any:
-        if method == moment:
-            kill(room, index)
-        return desk(room, index, method, *arguments)
-
-    def weigh_and_die(room: Packs, orders: list[Order]) -> Any:
-        promise = weigh(room, orders)
-        if moment == "weigh" and promise is not None:
-            kill(room, promise[0])
-        return promise
-
-    def never_where_it_was(room: Packs, key: str) -> int | None:
-        index = choose(room, key)
-        others = [other for other, pack in room._packs.items() if pack.up and other != room.last.get(key)]
-        return others[0] if index is not None and others else index
-
-    if moment == "put_checkpoint":
-        monkeypatch.setattr(Packs, "choose", never_where_it_was)
-    monkeypatch.setattr(Packs, "_desk", desk_of_the_dead)
-    monkeypatch.setattr(Packs, "weigh", weigh_and_die)
-    spec = ask(limits={"trained_share": 0.5} if moment == "weigh" else {}, trials=4)
-    lost, whole = Continues(tmp_path / "lost", resources=Resources(packs=2)), PlainStep(tmp_path / "whole")
-    found = run(lost, spec)
-    assert left <= 0
-    assert found.digest == run(whole, spec).digest
-    heard = [(facts["trial"], facts["rung"]) for facts in rungs(lost)]
-    assert len(heard) == len(set(heard))
-
-
-def test_packs_that_are_lost_again_and_again_end_the_search(step: PlainStep, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Pack, "__init__", dies_at_birth)
-    with pytest.raises(PermanentError, match="its packs were lost more often than they may be"):
-        run(step, ask())
-
-
-def dies_at_birth(pack: Pack, *_: Any) -> None:
-    raise OSError("no space left on device")
 
 
 def test_a_waiting_trial_whose_process_dies_is_heard_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,17 +237,3 @@ def test_a_waiting_trial_whose_process_dies_is_heard_only_once(tmp_path: Path, m
     heard = [(facts["trial"], facts["rung"]) for facts in rungs(dies)]
     assert len(heard) == len(set(heard))
     assert found.digest == run(whole, spec).digest
-
-
-def test_what_the_cluster_cannot_hold_is_refused_before_it_starts(tmp_path: Path) -> None:
-    step = PlainStep(tmp_path, resources=Resources(cpus=64))
-    with pytest.raises(CapacityError, match="64 CPU"):
-        run(step, ask())
-    assert not step.events
-
-
-def test_a_pack_that_no_single_machine_can_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = [{"NodeID": name, "Alive": True, "Resources": {"CPU": 2.0}} for name in "abcd"]
-    monkeypatch.setattr(ray, "nodes", lambda: small)
-    with pytest.raises(CapacityError, match="the 4 machines of the cluster hold 0"):
-        run(PlainStep(tmp_path, resources=Resources(cpus=8)), ask())

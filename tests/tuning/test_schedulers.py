@@ -14,7 +14,7 @@ from petl_ray.tuning.packs.on_ray import Packs
 from petl_ray.verb import Resources
 from tests.plainstep import PlainStep
 from tests.tuning.fake_training.asking import ask
-from tests.tuning.test_on_ray import DiesAfter, Killed, assert_same_search, run, table, taken_up
+from tests.tuning.searches import DiesAfter, Killed, assert_same_search, run, table, taken_up
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

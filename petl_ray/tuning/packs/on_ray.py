@@ -40,6 +40,16 @@ class PackActor:
     holds: set[str] = field(default_factory=set)
 
 
+@dataclass(frozen=True)
+class Figures:
+    """What trials take, asked of one pack: the first orders of each search are its own, so many of each."""
+
+    index: int
+    orders: list[Order]
+    of: list[tuple[Hunt, int]]
+    answer: Any
+
+
 class Packs:
     """The pack actors: asked for when first needed, used as they come up, replaced where one is lost.
 
@@ -61,7 +71,7 @@ class Packs:
         self._told: int | None = None
         self._rows: dict[str, Any] = {}
         self._layout: Layout | None = None
-        self._figures: Any = None  # promised by a pack
+        self._figures: Figures | None = None  # promised by a pack
         self.under_way: dict[str, int] = {}  # trial key -> index of the pack that trains it now
         self.last: dict[str, int] = {}  # trial key -> index of the pack that trained it last
         self._orphaned: dict[str, int] = {}  # trial key -> index of the pack that has its order, for nobody
@@ -105,8 +115,8 @@ class Packs:
         if self._layout is None and self.count:
             self._lay_out()
         if self._figures is not None:  # the others load their base meanwhile
-            for index in set(fresh) & set(self._packs) - {self._figures[0]}:
-                self._packs[index].actor.footprints.remote(self._figures[3][:1])
+            for index in set(fresh) & set(self._packs) - {self._figures.index}:
+                self._packs[index].actor.footprints.remote(self._figures.orders[:1])
 
     def choose(self, key: str) -> int | None:
         """The pack with the fewest orders; of equals the one that trained the trial last, and before all the one that
@@ -116,7 +126,7 @@ class Packs:
                 self._open()
             self.look(_START_S)
         while self._figures is not None and not (self.under_way or all(hunt.over for hunt in self._hunts.values())):
-            ray.wait([self._figures[2]], timeout=_CHECK_S)  # Tune, which has no trial yet, would ask again in a second
+            ray.wait([self._figures.answer], timeout=_CHECK_S)  # Tune, without a trial yet, asks again in a second
             for hunt in self._hunts.values():
                 hunt.check()
             self.look()
@@ -236,15 +246,15 @@ class Packs:
             index = next(index for index, pack in self._packs.items() if pack.up)
             sizes = [hunt.sizes() for hunt in hunts]
             orders = [order for mine in sizes for order in mine]
-            asked = self._packs[index].actor.footprints.remote(orders)
-            self._figures = index, [(hunt, len(mine)) for hunt, mine in zip(hunts, sizes, strict=True)], asked, orders
-        if self._figures is None or not ray.wait([self._figures[2]], timeout=0)[0]:
+            of = [(hunt, len(mine)) for hunt, mine in zip(hunts, sizes, strict=True)]
+            self._figures = Figures(index, orders, of, self._packs[index].actor.footprints.remote(orders))
+        if self._figures is None or not ray.wait([self._figures.answer], timeout=0)[0]:
             return
-        (index, of, asked, _), self._figures = self._figures, None
+        asked, self._figures = self._figures, None
         try:
-            self._decide(of, ray.get(asked))
+            self._decide(asked.of, ray.get(asked.answer))
         except ray.exceptions.RayError as error:
-            self._gone(index, error)
+            self._gone(asked.index, error)
 
     def _decide(self, of: list[tuple[Hunt, int]], figures: list[dict[str, Any]]) -> None:
         """Lay out what fits, session by session where it does not fit together; a search that would not fit if it were

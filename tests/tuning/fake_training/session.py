@@ -2,7 +2,8 @@
 
 The state is a hash chain over (spec so far, rows, step), so a checkpoint that is lost, mixed up or taken twice changes
 every score after it. A learning rate of 1 or more diverges; rank 666 is refused at admission; rank 999 breaks as a bug would.
-`log` of a spec names a file that every rung trained is written to, with the steps it began and ended at.
+`log` of a spec names a file that every rung trained is written to, with the steps it began and ended at. `spoils` names
+one that the first process writes its id to: every turn in that process breaks.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,13 @@ class Slot:
     rows: str
     step: int = 0
     chain: str = ""
+
+
+def _is_spoilt(mark: Path) -> bool:
+    """Whether this process is the one that was spoilt for good: the first that asked."""
+    if not mark.exists():
+        mark.write_text(str(os.getpid()))
+    return mark.read_text() == str(os.getpid())
 
 
 class MiniSession:
@@ -58,6 +67,9 @@ class MiniSession:
         self._aims[key] = share
 
     def turn(self) -> Turn:
+        for key in self._aims:
+            if (spoils := self._slots[key].spec.spoils) and _is_spoilt(Path(spoils)):
+                raise RuntimeError("CUDA error: unspecified launch failure")
         aims, self._aims = self._aims, {}
         full: dict[str, PetlRayError] = {
             key: CapacityError("memory", "one row does not fit") for key in aims if self._slots[key].spec.too_long

@@ -32,6 +32,7 @@ class MiniSpec(Spec):
     metric: Literal["accuracy", "loss"] = "accuracy"
     pause_s: float = 0.0
     log: Annotated[str, NOT_IDENTITY] = ""
+    spoils: Annotated[str, NOT_IDENTITY] = ""
     phases: Annotated[tuple[MiniPhase, ...], OMIT_DEFAULT] = ()
     too_long: Annotated[bool, OMIT_DEFAULT] = False
 
