@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import packs, quality, questions, search, step, steps
+from benchmarks import packs, quality, questions, quickstart, search, step, steps
 from benchmarks.machine import place
-from benchmarks.rows import Row, keep, kept
+from benchmarks.rows import Row, keep, kept, told
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 
@@ -31,6 +31,7 @@ BENCHES = {
     "step": Bench(lambda quick, again: step.measure(quick), True),
     "packs": Bench(packs.measure, True),
     "durability": Bench(lambda quick, again: steps.measure(quick), True),
+    "quickstart": Bench(quickstart.measure, False),
     "throughput": Bench(search.throughput, False),
     "cost": Bench(search.cost, False),
     "winners": Bench(quality.winners, False),
@@ -67,23 +68,21 @@ def write_page() -> None:
         "processes, one each. Correctness is checked first; a ratio is better where it is higher. `reach`",
         "must be met, `aim` is hoped for. `interval` is the 95 % interval of ours minus the baseline, paired, in points;",
         "a bound in points is one of its lower end. A figure whose conditions were not kept (see its note) is not ok.",
+        "`code` names the sources that were measured (`benchmarks/code.py`); a row with none is older than that column.",
         "",
         "(a) is Ray Tune with one function trial a process, transformers' Trainer and PEFT; (b) Ray Tune with actors that",
         "are used again and a bare PEFT loop in the precision and with the threads that are fastest on that machine.",
         "Core-seconds are wall clock times reserved cores, of the whole process with all its start-up. Each contestant's",
         "sweep is one run, kept; theirs and ours may lie hours apart on one boot of the machine, where sweeps of ours have",
         "differed by up to 7 % between runs: a ratio within that of its bound is no more than met.",
-        "",
-        "`make demo` on two idle cores of an EPYC without AMX took 245.6 s at ba378cf and 215 s at 66800fe, where packs have",
-        "as many slots as memory holds and states of frozen layers are kept: one run each, at different hours.",
     ]
     for where in dict.fromkeys(place(row["machine"]) for row in rows):
         mine = [row for row in rows if place(row["machine"]) == where]
         facts = {name: value for name, value in mine[-1]["machine"].items() if value != where}
         lines += ["", f"## {where}", "", ", ".join(f"{name} {value}" for name, value in facts.items()), ""]
         lines += [
-            "| figure | ours | baseline | ratio | reach | aim | ok | interval | spread | n | note |",
-            "|---|---|---|---|---|---|---|---|---|---|---|",
+            "| figure | ours | baseline | ratio | reach | aim | ok | interval | spread | n | code | note |",
+            "|---|---|---|---|---|---|---|---|---|---|---|---|",
         ]
         lines += [_line(row) for row in mine]
     PAGE.parent.mkdir(exist_ok=True)
@@ -95,10 +94,12 @@ def _line(row: dict[str, object]) -> str:
     ok = {True: "yes", False: "no", None: ""}[row["ok"]]  # type: ignore[index]
     bounds = ["" if row[name] is None else f"{row[name]}{points}" for name in ("reach", "aim")]
     between = row.get("interval")
-    ends = f"{between[0]:+} … {between[1]:+}" if isinstance(between, list) else ""
+    ends = told(between) if isinstance(between, list) else ""
     unit = row["unit"]
     cells = [row["figure"], f"{row['ours']} {unit}", f"{row['baseline']} {unit}", row["ratio"], *bounds, ok, ends]
-    return f"| {' | '.join(str(cell) for cell in [*cells, row['spread'], row['n'], row.get('note', '')])} |"
+    apart = "" if row["spread"] is None else row["spread"]
+    cells += [apart, row["n"], str(row.get("code", ""))[:8], row.get("note", "")]
+    return f"| {' | '.join(str(cell) for cell in cells)} |"
 
 
 if __name__ == "__main__":

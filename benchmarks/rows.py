@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.code import sources
 from benchmarks.machine import describe, place
 
 RESULTS = Path(__file__).parent / "results"
@@ -22,10 +23,11 @@ class Row:
     else was found stands in `note`.
 
     `ratio` is always higher-is-better: times as fast, times less memory, or limit / ours. `spread` is the distance of
-    the quartiles of ours over its median. `reach` must be met, `aim` is hoped for; None where the figure only informs.
-    `interval` is the 95 % interval of ours minus the baseline, paired, in points, where the figure is about quality;
-    `gauge` says what reach and aim are compared with, the ratio or that interval's lower end. Where a condition of the
-    comparison was broken (a budget, a score to be reached: `held` is False) the figure is never well.
+    the quartiles of ours over its median, None of a single value. `reach` must be met, `aim` is hoped for; None where
+    the figure only informs. `interval` is the 95 % interval of ours minus the baseline, paired, in points, where the
+    figure is about quality; `gauge` says what reach and aim are compared with, the ratio or that interval's lower end.
+    Where a condition of the comparison was broken (a budget, a score to be reached: `held` is False) the figure is
+    never well.
     """
 
     figure: str
@@ -33,7 +35,7 @@ class Row:
     ours: float
     baseline: float
     ratio: float
-    spread: float
+    spread: float | None
     n: int
     reach: float | None = None
     aim: float | None = None
@@ -92,10 +94,10 @@ def faster(
     )
 
 
-def spread(values: Sequence[float]) -> float:
-    """Distance of the quartiles over the median."""
+def spread(values: Sequence[float]) -> float | None:
+    """Distance of the quartiles over the median; None of a single value."""
     if len(values) < 2:
-        return 0.0
+        return None
     low, middle, high = statistics.quantiles(values, n=4)
     return round((high - low) / middle, 3) if middle else 0.0
 
@@ -107,17 +109,24 @@ def paired(
     reach: float | None = None,
     aim: float | None = None,
     *,
+    tasks: Sequence[str] = (),
     held: bool = True,
     note: str = "",
 ) -> Row:
     """The row of two series of scores (0…1) of the same questions; percent in the row, the interval in points.
 
     `reach` and `aim` are points that the interval's lower end must not be below: -1.0 asks that ours be shown not to be
-    worse by more than one, 0.0 that it be shown to be no worse at all.
+    worse by more than one, 0.0 that it be shown to be no worse at all. The interval takes pairs as independent: it is
+    about these tasks. `tasks`, a name for each pair, adds the interval over the tasks' means, which is about others too.
     """
     mine, theirs = statistics.fmean(ours), statistics.fmean(baseline)
     gaps = [100 * (one - other) for one, other in zip(ours, baseline, strict=True)]
     ratio = round(mine / theirs, 4)
+    means = [
+        statistics.fmean(gap for gap, at in zip(gaps, tasks, strict=True) if at == task) for task in sorted(set(tasks))
+    ]
+    if between := interval(means):
+        note = "; ".join([*([note] if note else []), f"over the means of {len(means)} tasks {told(between)}"])
     return Row(
         figure,
         "%",
@@ -146,9 +155,15 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
     return round(middle - half, 2), round(middle + half, 2)
 
 
+def told(between: Sequence[float]) -> str:
+    """An interval in words."""
+    return f"{between[0]:+} … {between[1]:+}"
+
+
 def keep(row: Row, name: str, machine: Mapping[str, str] | None = None) -> str:
-    """Append a row with its machine to `results/NAME.jsonl`, unless its newest row says the same; returns the line."""
-    entry = {**asdict(row), "ok": row.ok, "machine": dict(machine or describe())}
+    """Append a row, with its machine and the code that it is about, to `results/NAME.jsonl`, unless its newest row says the
+    same; returns the line."""
+    entry = {**asdict(row), "ok": row.ok, "code": sources(), "machine": dict(machine or describe())}
     line = json.dumps(entry, sort_keys=True)
     if json.loads(line) not in kept():
         append(name, line)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -26,7 +26,7 @@ def turning(shape: str, precision: Precision, slots: int, rows: int, length: int
     chooses; it answers with the mean of their losses. Nobody arrives, so nothing is validated."""
     with tempfile.TemporaryDirectory() as folder:
         source = str(_written(Path(folder) / "base", shape, precision))
-        data = _rows(Path(folder) / "data", rows, length)
+        data = write_rows(Path(folder) / "data", BATCHES * rows, rows, length)
         recipe = {
             "base": resolve(BaseSpec(source=source, precision=precision)),
             "method": {"kind": "lora", "rank": RANK, "alpha": ALPHA, "targets": "all-linear"},
@@ -41,12 +41,13 @@ def turning(shape: str, precision: Precision, slots: int, rows: int, length: int
             session.admit(key, TrainSpec.model_validate({**recipe, "seed": seed}), data)
             session.aim(key, 1.0)
         try:
-            yield lambda: _turn(session, keys)
+            yield lambda: take_turn(session, keys)
         finally:
             session.close()
 
 
-def _turn(session: Session, keys: list[str]) -> Tensor:
+def take_turn(session: Session, keys: Sequence[str]) -> Tensor:
+    """One step of those who are under way; the mean of the losses of `keys`. Nobody may arrive."""
     turn = session.turn()
     assert not turn.failed and not turn.arrived, "a turn of the benchmark is one step of everybody"
     return torch.tensor([session.occupant(key).metrics["train_loss"] for key in keys]).mean()
@@ -70,11 +71,12 @@ def _written(folder: Path, shape: str, precision: Precision) -> Path:
     return folder
 
 
-def _rows(folder: Path, rows: int, length: int) -> Path:
-    """A Dataset's files: rows of `length` tokens, the two around the words included."""
+def write_rows(folder: Path, train: int, validation: int, length: int) -> Path:
+    """A Dataset's files: so many rows of `length` tokens, the two around the words included. Where a tokenizer makes
+    several tokens of a word, that is what `max_length` cuts them to."""
     folder.mkdir()
     chance = torch.Generator().manual_seed(0)
-    for side, count in (("train", BATCHES * rows), ("validation", rows)):
+    for side, count in (("train", train), ("validation", validation)):
         lines = []
         for at in range(count):
             words = torch.randint(WORDS, (length - 2,), generator=chance).tolist()

@@ -7,24 +7,19 @@ day between two starts of the machine, so that times are never set against those
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import petl_ray
 from benchmarks import rows
 from benchmarks.machine import describe, same, session, together
-from petl_ray.fingerprint import sha256_of
 
 
 @dataclass(frozen=True)
 class Unit:
     """`question` is a digest of everything that was asked: another horizon, say, is another unit. `code` is one of the
-    project's sources where ours was asked (see `sources`); rivals do not depend on them."""
+    project's sources where ours was asked (see `code.sources`); rivals do not depend on them."""
 
     figure: str
     task: str
@@ -33,18 +28,6 @@ class Unit:
     turn: int
     question: str
     code: str = ""
-
-
-@cache
-def sources() -> str:
-    """A digest of all of the project's own sources: what ours came to stands for these alone."""
-    return digest_of(Path(petl_ray.__file__).parent)
-
-
-def digest_of(folder: Path) -> str:
-    """A digest of every Python file below `folder`, its name included."""
-    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.py")}
-    return sha256_of({name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()})[:16]
 
 
 class Units:

@@ -20,7 +20,10 @@ from petl_ray.models.spec import LockedBase
 if TYPE_CHECKING:
     from petl_ray.models.loading import LoadedBase
 
-STATE_BYTES = 4 * 4  # fp32: parameter, gradient and AdamW's two moments
+STATE_BYTES = 5 * 4  # fp32: parameter, gradient, AdamW's two moments, and the parameter as it validated best
+STACK_BYTES = (
+    3 * 4
+)  # where slots are multiplied together: their stack, its gradient, and what AdamW makes of all at once
 MOST_SLOTS = {"cpu": 8, "cuda": 64}  # more side by side gain nothing: CPUs leave their caches, GPUs are full
 PASS_TOKENS = {"fp32": 512, "other": 1024}  # padded tokens of a pass that slots share on a CPU, by precision
 USABLE = 0.9  # of the memory there is: allocators lose some, and so do the libraries' own buffers
@@ -35,7 +38,13 @@ def memory_estimate(loaded: LoadedBase, method: Any, labels: int, tokens: int) -
     """Bytes of one slot beside the base: state of its parameters, and activations of `tokens` tokens in one step."""
     from petl_ray.methods.table import count_parameters
 
-    return count_parameters(loaded.model, method, labels) * STATE_BYTES + activation_estimate(loaded, tokens)
+    return state_estimate(loaded, count_parameters(loaded.model, method, labels)) + activation_estimate(loaded, tokens)
+
+
+def state_estimate(loaded: LoadedBase, parameters: int) -> int:
+    """Bytes of so many trained parameters with all that training keeps of them: below fp32 a cast copy as well."""
+    width = loaded.compute_dtype.itemsize
+    return parameters * (STATE_BYTES + (width if width < 4 else 0))
 
 
 def activation_estimate(
@@ -54,19 +63,21 @@ def activation_estimate(
 
     Kept per token and layer are about ten vectors of the hidden width, four of the feed-forward width and one row of
     attention scores per head, in the base's type; a language model adds its logits and their gradient in fp32. Scores of
-    rows longer than SHORT_TOKENS count as they are where attention is explicit; where it is fused, which keeps none,
-    those of SHORT_TOKENS stand for its buffers. Against what autograd was measured to keep for 256 and 1,024 tokens
-    this is 1.5 to 1.8 times as much on MiniLM (room for what the backward pass takes on top), and 0.6 to 2 times on a
-    Llama of 260 thousand parameters, whose heads are only 8 wide.
+    rows longer than SHORT_TOKENS count as they are where attention is explicit, below fp32 with the fp32 copy that many
+    models make for the softmax; where it is fused, which keeps none, those of SHORT_TOKENS stand for its buffers.
+    Against what autograd was measured to keep for 256 and 1,024 tokens this is 1.5 to 1.8 times as much on MiniLM (room
+    for what the backward pass takes on top), and 0.6 to 2 times on a Llama of 260 thousand parameters, whose heads are
+    only 8 wide.
     """
     config = loaded.model.config
     hidden = int(config.hidden_size)
     wide = int(getattr(config, "intermediate_size", None) or 4 * hidden)
     layers, heads = max(0, int(config.num_hidden_layers) - frozen_depth), int(config.num_attention_heads)
     explicit = getattr(config, "_attn_implementation", None) == "eager"
-    scores = heads * (max(SHORT_TOKENS, row_tokens) if explicit else SHORT_TOKENS)
-    width, layer = loaded.compute_dtype.itemsize, 10 * hidden + 4 * wide + scores
-    kept = tokens * width * (layers * hidden + layer if checkpointed else layers * layer)
+    width, longer = loaded.compute_dtype.itemsize, max(0, row_tokens - SHORT_TOKENS) if explicit else 0
+    layer = width * (10 * hidden + 4 * wide + heads * SHORT_TOKENS)
+    layer += heads * longer * (width if width == 4 else width + 4)
+    kept = tokens * (layers * width * hidden + layer if checkpointed else layers * layer)
     if loaded.task_type != "causal_lm" or late:
         return kept
     return kept + 2 * _logits_bytes(loaded, tokens)
@@ -127,7 +138,7 @@ class Steps:
 class Takes:
     """Bytes that training takes beside a base: `slot_bytes` for each slot, `pass_bytes` once for all of them.
 
-    Of a slot `state_bytes` are known exactly, of what is there once the `kept_bytes` are an upper bound; all else are
+    Of a slot `state_bytes` are counted, of what is there once the `kept_bytes` are an upper bound; all else are
     activations, estimated: `row_bytes` those of a single row.
     """
 
@@ -161,9 +172,10 @@ def takes(loaded: LoadedBase, device: str, parameters: int, steps: Steps, shared
     of as many tokens as one slot has, or as a shared pass is bounded to (PASS_TOKENS): their activations come once. So
     do chunks of late logits, and states that are kept, on either.
     """
-    state, row = parameters * STATE_BYTES, steps.activations(loaded, steps.row_tokens)
+    state, row = state_estimate(loaded, parameters), steps.activations(loaded, steps.row_tokens)
     row, kept = row + steps.chunk(loaded, steps.row_tokens), steps.kept_bytes
     if device != "cpu":
+        state += parameters * STACK_BYTES
         once = steps.chunk(loaded, steps.tokens) + kept
         return Takes(state + steps.activations(loaded, steps.tokens), once, state, row, kept)
     bound = PASS_TOKENS["fp32" if loaded.base.precision == "fp32" else "other"] if shared else 0

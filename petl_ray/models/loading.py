@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from petl_ray.errors import BaseModelError, CorruptionError
+from petl_ray.errors import BaseModelError, CapacityError, CorruptionError
 from petl_ray.models.device import DTYPES, choose_attention, choose_device
+from petl_ray.models.faults import is_device_fault, is_out_of_memory
 from petl_ray.models.nf4 import nf4_config, parameter_count, self_test, settle
 from petl_ray.models.sources import check_directory, directory_digest, locate, tokenizer_digest
 from petl_ray.models.spec import LockedBase, TaskType
@@ -59,7 +60,8 @@ def load_base(base: LockedBase, task_type: TaskType, device: str = "auto") -> Lo
     """Load a pinned base, frozen and in evaluation mode (its own dropout stays off: slots must not disturb each other).
 
     Classification bases carry a head that is only a pattern: every slot brings its own. Raises CorruptionError if the
-    bytes are not the pinned ones, BaseModelError if weights other than the head's are missing or NF4 does not hold.
+    bytes are not the pinned ones, BaseModelError if weights other than the head's are missing or NF4 does not hold,
+    CapacityError where memory runs out. A device that is broken is raised as it came.
     """
     directory = locate(base.pinned)
     check_directory(directory, base.pinned.uri)
@@ -135,6 +137,13 @@ def _load_model(base: LockedBase, task_type: TaskType, directory: Path, device: 
                 **options,
             )
         except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+            if is_out_of_memory(error):
+                do = "Quantize it, or load it where there is more memory"
+                raise CapacityError(
+                    base.pinned.uri, "memory ran out as it was loaded", _first_line(error), do
+                ) from error
+            if is_device_fault(error):
+                raise
             raise BaseModelError(base.pinned.uri, "cannot be loaded", _first_line(error)) from error
     _refuse_missing(report, head, base.pinned.uri, task_type)
     if base.quantization == "nf4":

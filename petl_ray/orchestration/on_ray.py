@@ -214,6 +214,7 @@ def _submit(job: Job) -> Any:
     task = ray.remote(
         num_cpus=given.cpus if leaf else 0,
         num_gpus=given.gpus if leaf else 0,
+        max_calls=1 if leaf and given.gpus else 0,  # a device's memory, and its faults, end with the process
         max_retries=_LOST_WORKERS,
         retry_exceptions=False,
     )(_work_in_worker)

@@ -124,11 +124,13 @@ def _answer(
         if job.packed and job.verb.packed is not None and job.resources.workers == 1 and todo:
             for at, outcome in _answer_all(job, todo, steps):
                 one, step = todo[at], steps[at]
+                _log_notes(job, one, outcome)
                 replies[one.entry.name] = _conclude(place, one, step, outcome, pulse, time.monotonic() - began)
             return
         for one, step in zip(todo, steps, strict=True):
             began = time.monotonic()
             outcome = _answer_one(job, one, step)
+            _log_notes(job, one, outcome)
             replies[one.entry.name] = _conclude(place, one, step, outcome, pulse, time.monotonic() - began)
     finally:
         for step in steps:
@@ -166,14 +168,23 @@ def _told(job: Job, asked: list[Asked], error: Exception) -> PetlRayError:
     """The error in our words; what nobody foresaw leaves its traceback in the step's log."""
     if isinstance(error, PetlRayError):
         return error
-    text = "".join(traceback.format_exception(error))
+    _log(job, asked, "".join(traceback.format_exception(error)))
+    return as_ours(error, asked[0].entry.label if len(asked) == 1 else f"verb {job.verb.name}")
+
+
+def _log_notes(job: Job, one: Asked, outcome: Artifact | PetlRayError) -> None:
+    """What a verb has noted to an error that it foresaw as little, the traceback of its cause say, goes to the log too."""
+    if isinstance(outcome, PetlRayError) and (notes := getattr(outcome, "__notes__", None)):
+        _log(job, [one], "\n".join(notes))
+
+
+def _log(job: Job, asked: list[Asked], text: str) -> None:
     for one in asked:
         with contextlib.suppress(OSError):
             path = job.home.log_of(job.run_id, one.entry.name)
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a") as log:
                 log.write(text)
-    return as_ours(error, asked[0].entry.label if len(asked) == 1 else f"verb {job.verb.name}")
 
 
 def _conclude(

@@ -7,7 +7,7 @@ from functools import cache
 
 from petl_ray import data
 from petl_ray.artifact import Adapter
-from petl_ray.errors import AdapterError, BaseModelError, PlanError
+from petl_ray.errors import AdapterError, BaseModelError, PlanError, TemporaryError
 from petl_ray.models import resolve
 from petl_ray.models.spec import BaseSpec, LockedBase, Precision, TaskType
 from petl_ray.orchestration.verbs import VERBS
@@ -61,10 +61,10 @@ def _resolved(base: BaseSpec, auto_precision: Callable[[], Precision] | None) ->
     """As `resolve`; who has no such base is told how a plan is run on another."""
     try:
         return resolve(base, auto_precision)
-    except BaseModelError as error:
+    except (BaseModelError, TemporaryError) as error:
         do = f"{error.do} Or" if error.do.endswith((".", "?")) else f"{error.do}, or" if error.do else "You may"
         do = f"{do} name another base: --set base.source=DIR"
-        raise BaseModelError(error.what, error.found, error.why, do, **error.extra) from error
+        raise type(error)(error.what, error.found, error.why, do, **error.extra) from error
 
 
 def _lock_task(

@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from petl_ray.errors import NotFoundError
@@ -18,6 +18,8 @@ from petl_ray.fingerprint import sha256_file
 from petl_ray.store.failures import local_failures
 from petl_ray.store.keys import checked_key, object_key
 from petl_ray.store.verified import chunks, write_verified
+
+_TRIES = 20  # to name a file in a directory that others remove when it is empty
 
 
 class LocalStore:
@@ -66,9 +68,8 @@ class LocalStore:
         target = self._path(key)
         with local_failures("store", self.root), self._aside([data]) as (aside, _, _):
             self._sync(aside)
-            _make_directory(target.parent)
             with contextlib.suppress(FileExistsError):
-                os.link(aside, target)
+                _into(target, lambda: os.link(aside, target))
             standing = target.read_bytes()
             self._sync(target.parent)  # the loser too: what is built on a record must not outlive it
             return standing
@@ -94,8 +95,7 @@ class LocalStore:
         target = self._path(key)
         with local_failures("store", self.root), self._aside([data]) as (aside, _, _):
             self._sync(aside)
-            _make_directory(target.parent)
-            aside.replace(target)
+            _into(target, lambda: aside.replace(target))
             self._sync(target.parent)
 
     def list(self, prefix: str) -> list[str]:
@@ -112,6 +112,9 @@ class LocalStore:
         with local_failures("store", self.root), contextlib.suppress(FileNotFoundError, NotADirectoryError):
             target.unlink()
             self._sync(target.parent)
+            with contextlib.suppress(OSError):  # up to one that is not empty: every listing visits what is left behind
+                for directory in target.parents[: target.parents.index(self.root)]:
+                    directory.rmdir()
 
     def _path(self, key: str) -> Path:
         return self.root / checked_key(key)
@@ -121,8 +124,7 @@ class LocalStore:
             target = self._path(object_key(sha256))
             if not (target.is_file() and sha256_file(target) == sha256):  # a torn object is healed
                 self._sync(aside)
-                _make_directory(target.parent)
-                aside.replace(target)
+                _into(target, lambda: aside.replace(target))
             self._sync(target.parent)
             return sha256, size_bytes
 
@@ -160,6 +162,19 @@ class LocalStore:
             os.close(handle)
 
 
+def _into(target: Path, act: Callable[[], object]) -> None:
+    """`act`, which gives `target` its name, in a directory made for it: again where another process, which deleted the
+    last file there, has just removed it."""
+    for tries in range(_TRIES):
+        try:
+            _make_directory(target.parent)
+            act()
+            return
+        except FileNotFoundError:
+            if tries + 1 == _TRIES:
+                raise
+
+
 def _make_directory(path: Path) -> None:
     """Make `path` and what leads to it, each new name synced into its parent."""
     if path.is_dir():
@@ -167,6 +182,6 @@ def _make_directory(path: Path) -> None:
     _make_directory(path.parent)
     with contextlib.suppress(FileExistsError):
         path.mkdir()
-    if not path.is_dir():
+    if path.is_file():
         raise NotADirectoryError(f"{path} is a file")
     LocalStore._sync(path.parent)

@@ -78,7 +78,7 @@ def _attempt(bank: Bank, live: Sequence[Occupant], budget: TokenBudget, sharing:
     """All forward and backward passes of one step; what stood in the way, None if nothing did."""
     for each in live:
         each.begin_step()
-    for round_ in plan_rounds(live, budget.tokens, sharing):
+    for round_ in plan_rounds(live, budget.tokens, sharing, budget.together):
         try:
             _pass(bank, round_)
             budget.made(round_[0][0].late, round_depth(round_), round_length(round_), round_tokens(round_))
@@ -92,7 +92,7 @@ def _attempt(bank: Bank, live: Sequence[Occupant], budget: TokenBudget, sharing:
                 if is_nobodys(error, live):
                     raise
                 return _Stopped(round_[0][0], too_long(tokens, error))
-            budget.halve(tokens)
+            budget.halve(tokens, len(round_))
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             return _Halved()

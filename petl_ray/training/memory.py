@@ -9,6 +9,7 @@ from petl_ray.errors import CapacityError
 from petl_ray.methods.table import lowest_adapted_layer
 from petl_ray.models import LoadedBase
 from petl_ray.tasks.late import CHUNK_BYTES
+from petl_ray.training.failures import let_go
 from petl_ray.training.prefixes import MOST_BYTES
 from petl_ray.training.spec import TrainSpec
 
@@ -18,6 +19,7 @@ def too_long(tokens: int, reason: BaseException) -> CapacityError:
     found, do = f"one row of {tokens} tokens does not fit", "Shorten max_length or use more memory"
     error = CapacityError("memory", found, str(reason)[:200], do)
     error.__cause__ = reason
+    let_go(error)  # its frames hold every tensor of the pass
     return error
 
 
@@ -39,13 +41,15 @@ def steps_of(loaded: LoadedBase, spec: TrainSpec, workers: int = 1) -> Steps:
 
 @dataclass
 class TokenBudget:
-    """Padded tokens that one forward pass may hold; None while nothing has failed yet.
+    """Padded tokens that one forward pass may hold: `tokens` of one occupant, `together` of several; None while nothing
+    has failed yet.
 
     `longest` are those of the longest pass that was made, by whether its logits came late, the layer it began behind and
     the tokens of its rows.
     """
 
     tokens: int | None = None
+    together: int | None = None
     halvings: int = 0
     longest: dict[tuple[bool, int, int], int] = field(default_factory=dict)
 
@@ -54,7 +58,11 @@ class TokenBudget:
         kind = late, frozen_depth, row_tokens
         self.longest[kind] = max(tokens, self.longest.get(kind, 0))
 
-    def halve(self, failed_tokens: int) -> None:
-        """A pass over `failed_tokens` ran out of memory: from now on at most half of that."""
-        self.tokens = max(1, failed_tokens // 2)
+    def halve(self, failed_tokens: int, occupants: int = 1) -> None:
+        """A pass over `failed_tokens` of so many occupants ran out of memory: from now on at most half of that.
+
+        Several part before anybody is cut: only who does not fit alone takes its rows in smaller passes.
+        """
+        half = max(1, failed_tokens // 2)
+        self.tokens, self.together = (half, self.together) if occupants == 1 else (self.tokens, half)
         self.halvings += 1

@@ -1,7 +1,8 @@
 """One occupant of a slot: its question, its rows, its optimizer and how far it has come.
 
 Everything random follows from (seed, step): the order of batches and the dropout masks are found from the step number,
-so a checkpoint holds no generator state and a step that is tried again after running out of memory draws the same.
+so a checkpoint holds no generator state and a step that is tried again after running out of memory draws the same, as
+long as its batch fits in one pass; where it must be cut, each part draws masks of its own.
 """
 
 from __future__ import annotations

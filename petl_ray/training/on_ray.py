@@ -18,9 +18,17 @@ import ray
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from petl_ray.artifact import Adapter, Dataset, FileEntry
-from petl_ray.errors import CapacityError, CorruptionError, PetlRayError, RunCancelled, TemporaryError
+from petl_ray.errors import (
+    CapacityError,
+    CorruptionError,
+    PetlRayError,
+    RunCancelled,
+    TemporaryError,
+    TrainingError,
+)
 from petl_ray.fingerprint import sha256_file
 from petl_ray.training.failures import as_failure
 from petl_ray.training.session import open_session
@@ -41,9 +49,12 @@ def train(spec: TrainSpec, dataset: Dataset, *, step: StepContext) -> Adapter:
     resources = step.resources
     _connect(resources)
     progress = step.load_progress()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox = (
         ray.remote(Mailbox)
-        .options(num_cpus=0, max_concurrency=4)
+        .options(
+            num_cpus=0, max_concurrency=4, scheduling_strategy=here
+        )  # lost with this process's machine or not at all
         .remote(_contents(step.fetch(dataset)), _contents(progress.directory) if progress else None)
     )
     pump = _Pump(mailbox, step)
@@ -55,7 +66,7 @@ def train(spec: TrainSpec, dataset: Dataset, *, step: StepContext) -> Adapter:
         lost = error  # unless a worker said why
     finally:
         pump.finish()
-        failure, answer = ray.get([mailbox.failure.remote(), mailbox.answer.remote()])
+        failure, answer = _left_in(mailbox)
         ray.kill(mailbox)
     if pump.error:
         raise pump.error
@@ -64,6 +75,15 @@ def train(spec: TrainSpec, dataset: Dataset, *, step: StepContext) -> Adapter:
     if answer is None:
         raise TemporaryError("training.on_ray", "the workers ended without an adapter", "they were stopped or lost")
     return _kept(answer[0], answer[1], step)
+
+
+def _left_in(mailbox: Any) -> tuple[PetlRayError | None, tuple[Adapter, dict[str, bytes]] | None]:
+    """Why the workers ended, and what they came to; a mailbox that is gone is a reason too."""
+    try:
+        failure, answer = ray.get([mailbox.failure.remote(), mailbox.answer.remote()])
+    except ray.exceptions.RayError as error:
+        return TemporaryError("training.on_ray", "the mailbox of the workers is gone", str(error)[:200]), None
+    return failure, answer
 
 
 def _kept(adapter: Adapter, files: Mapping[str, bytes], step: StepContext) -> Adapter:
@@ -106,11 +126,12 @@ class Mailbox:
         self._unsaved = note
 
     def fail(self, error: PetlRayError) -> None:
-        """From rank 0: the work is wrong, and starting again would not help."""
+        """From a worker: the work is wrong, and starting again would not help. Whoever is started again ends at once."""
         self._failure = error
+        self._stopped = True
 
     def failure(self) -> PetlRayError | None:
-        """What rank 0 said was wrong, if anything."""
+        """What a worker said was wrong, if anything."""
         return self._failure
 
     def deliver(self, adapter: Adapter, files: dict[str, bytes]) -> None:
@@ -251,9 +272,9 @@ def _work(config: dict[str, Any]) -> None:
         told = as_failure(key, error)
         if isinstance(error, PetlRayError) or isinstance(told, CapacityError):
             ray.get(mailbox.fail.remote(told))
-        # What is one of ours every worker sees at once, in the same sums, so all of them end here, and raising would only
-        # start the group again. But memory may be short for one, whose peers wait for what it owes their step.
-        if told is not error or isinstance(error, CapacityError):
+        # A training that diverges diverges in the same sums for every worker, and all end here. Whatever else it is, it may
+        # be this one's alone, and its peers would wait for what it owes their step: raising ends the group.
+        if not isinstance(error, TrainingError):
             raise
 
 

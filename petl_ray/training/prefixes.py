@@ -74,6 +74,10 @@ class Prefixes:
         prefix.users.add(user)
         return prefix
 
+    def forget(self, rows: Rows) -> None:
+        """Nobody will ask for the states of these again."""
+        self._known = {key: prefix for key, prefix in self._known.items() if key[1] != id(rows)}
+
     def make_room(self, size_bytes: int) -> bool:
         """Whether so much more may be kept; what nobody uses makes way."""
         for key, prefix in list(self._known.items()):

@@ -13,13 +13,16 @@ JOINED_TOKENS = 4096  # up to here a GPU waits for launches: one pass from below
 Round = list[tuple[Occupant, list[int]]]  # each occupant at most once, with the training rows of its micro-batch
 
 
-def plan_rounds(live: Sequence[Occupant], tokens: int | None, sharing: Sharing) -> list[Round]:
+def plan_rounds(
+    live: Sequence[Occupant], tokens: int | None, sharing: Sharing, together: int | None = None
+) -> list[Round]:
     """The next step's micro-batches in rounds, each occupant once a round at most.
 
-    `tokens` is what memory was found to hold in one pass; a single micro-batch may be larger than the rule's bound.
+    `tokens` is what memory was found to hold of one micro-batch, `together` what it was found to hold of several; a single
+    one may be larger than the rule's bound.
     """
     parts = {each: each.parts(tokens) for each in live}
-    bound = min((one for one in (tokens, sharing.tokens) if one is not None), default=None)
+    bound = min((one for one in (together, sharing.tokens) if one is not None), default=None)
     rounds: list[Round] = []
     for turn in range(max((len(mine) for mine in parts.values()), default=0)):
         shelves: dict[tuple[int, ...], list[Round]] = {}

@@ -10,13 +10,13 @@ from typing import Any
 
 from petl_ray.bank import Bank
 from petl_ray.bank.memory import (
-    STATE_BYTES,
     Gauge,
     activation_estimate,
     base_estimate,
     base_name,
     late_estimate,
     machine_here,
+    state_estimate,
     takes,
 )
 from petl_ray.errors import CapacityError, NotFoundError, PlanError
@@ -39,29 +39,41 @@ from petl_ray.training.sharing import Sharing
 from petl_ray.training.spec import TrainSpec
 from petl_ray.verb import SHARED_FIELDS, Turn
 
+_ROWS_KEPT = 4  # tokenised datasets, by their lengths and templates, beside those that somebody trains on
 
-def open_session(template: Spec, slots: int, threads: int) -> Session:
+
+def open_session(
+    template: Spec, slots: int, threads: int, *, grouped: bool | None = None, sharing: Sharing | None = None
+) -> Session:
     """Load the base that `template` names once and open `slots` slots over it, on `threads` threads.
 
-    Raises PlanError if `template` is no TrainSpec, and what loading raises (BaseModelError, CorruptionError).
+    `grouped` and `sharing` ask for other products and other passes than suit its device (see `Session`). Raises PlanError
+    if `template` is no TrainSpec, and what loading raises (BaseModelError, CorruptionError).
     """
     use_threads(threads)
-    return Session(_training(template), slots)
+    return Session(_training(template), slots, grouped=grouped, sharing=sharing)
 
 
 class Session:
-    """See `petl_ray.verb.SlotSession`; beside it what `train` needs: watching, adapter files, the resident base."""
+    """See `petl_ray.verb.SlotSession`; beside it what `train` needs: watching, adapter files, the resident base.
 
-    def __init__(self, template: TrainSpec, slots: int) -> None:
+    `grouped` says whether slots of a kind are computed in one product (see `Bank`), `sharing` who shares a pass with whom;
+    None: as suits the device that the base lies on.
+    """
+
+    def __init__(
+        self, template: TrainSpec, slots: int, *, grouped: bool | None = None, sharing: Sharing | None = None
+    ) -> None:
         self.loaded: LoadedBase = load_base(template.base, template.task_type)
         self.budget = TokenBudget()
         self._scoring = TokenBudget()
         self._template = template
-        self._bank = Bank(self.loaded, slots=slots, gradient_checkpointing=template.gradient_checkpointing)
+        again = template.gradient_checkpointing
+        self._bank = Bank(self.loaded, slots=slots, gradient_checkpointing=again, grouped=grouped)
         self._free = list(reversed(range(slots)))
         self._occupants: dict[str, Occupant] = {}
         self._aims: dict[str, int] = {}
-        self._sharing = Sharing.of(self.loaded)
+        self._sharing = Sharing.of(self.loaded) if sharing is None else sharing
         self._prefixes = Prefixes(self._bank, self.loaded, self._sharing)
         self._watchers: dict[str, Callable[[Occupant], None]] = {}
         self._rows: dict[tuple[Path, int, str], Rows] = {}
@@ -106,7 +118,7 @@ class Session:
                 ) from error
             raise
         self._occupants[key] = occupant
-        state = STATE_BYTES * sum(one.trained_parameters for one in self._occupants.values())
+        state = state_estimate(self.loaded, sum(one.trained_parameters for one in self._occupants.values()))
         self._most = max(self._most, (state, len(self._occupants)))
 
     def aim(self, key: str, share: float) -> None:
@@ -255,9 +267,16 @@ class Session:
 
     def _read(self, spec: TrainSpec, data: Path) -> Rows:
         known = (data, spec.max_length, spec.template)
-        if known not in self._rows:
-            self._rows[known] = read_rows(data, spec.task_type, self.loaded.tokenizer, spec.max_length, spec.template)
-        return self._rows[known]
+        rows = self._rows.pop(known, None)
+        if rows is None:
+            rows = read_rows(data, spec.task_type, self.loaded.tokenizer, spec.max_length, spec.template)
+        self._rows[known] = rows  # the newest last
+        used = {id(each.rows) for each in self._occupants.values()}
+        for old, others in list(self._rows.items())[:-_ROWS_KEPT]:
+            if id(others) not in used:
+                del self._rows[old]
+                self._prefixes.forget(others)
+        return rows
 
     def _has_arrived(self, occupant: Occupant) -> bool:
         return occupant.diverged or occupant.step >= self._aims[occupant.key]

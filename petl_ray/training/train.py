@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar, cast
 from petl_ray.artifact import Adapter, Dataset, FileEntry
 from petl_ray.errors import CorruptionError, PetlRayError, PlanError, TrainingError
 from petl_ray.fingerprint import canonical_json
+from petl_ray.models.faults import is_device_fault
 from petl_ray.training.failures import as_failure
 from petl_ray.training.golden import GOLDEN_FILE, write_golden
 from petl_ray.training.occupant import Occupant
@@ -72,13 +73,18 @@ def _train_group(group: Mapping[int, tuple[Question, StepContext]]) -> Iterator[
     slots = min(len(group), first.resources.slots)
     try:
         session = open_session(template.spec, slots=slots, threads=first.resources.cpus)
-    except PetlRayError as error:
-        yield from ((index, error) for index in group)
+    except Exception as error:  # noqa: BLE001 - whatever it is, all that need this base are told of it
+        told = as_failure("training", error)
+        yield from ((index, told) for index in group)
         return
     try:
         slots, refused = plan_group(session, slots, group)
         yield from refused.items()
         yield from _side_by_side(session, slots, {index: one for index, one in group.items() if index not in refused})
+    except Exception as error:  # nobody's where it is the device's: whoever is open goes on in another process
+        if is_device_fault(error):
+            raise as_failure("training", error) from error
+        raise
     finally:
         session.close()
 

@@ -15,6 +15,7 @@ from petl_ray.tuning.ledger import Files, Ledger, read_files
 from petl_ray.tuning.pack import Order
 from petl_ray.tuning.race import Candidate, open_race
 from petl_ray.tuning.ranking import TABLE, TIMES
+from petl_ray.tuning.sessions import shared_name
 from petl_ray.tuning.spec import SearchSpec
 from petl_ray.verb import Question, StepContext
 
@@ -32,7 +33,11 @@ class Hunt:
         self.spec = cast("SearchSpec", question.spec)
         self.dataset = cast("Dataset", question.inputs[0])
         self.ledger = Ledger(step)
-        self.race = open_race(self.spec, self.ledger.overrides, name)
+        try:
+            self.race = open_race(self.spec, self.ledger.overrides, name)
+        except BaseException:
+            self.close()
+            raise
         self.asynchronous = self.spec.decisions == "async"
         self._started_s, self._checked_s = time.monotonic(), 0.0
         self._timings: list[dict[str, Json]] = []
@@ -42,6 +47,15 @@ class Hunt:
     def over(self) -> bool:
         """Whether this search asks for nothing more."""
         return self.race.over
+
+    @property
+    def session(self) -> str:
+        """Names what all its trials share: the base they are trained over."""
+        return shared_name(self.race.recipe.default)
+
+    def going(self) -> set[str]:
+        """What the trials that may train on are called in a pack."""
+        return set() if self.over else {one.key for one in self.race.candidates if not one.ended}
 
     def rows(self) -> Files:
         """The files a session trains and validates on; never the test rows."""
@@ -115,7 +129,11 @@ class Hunt:
         except PetlRayError as error:
             return error
         finally:
-            self.ledger.close()
+            self.close()
+
+    def close(self) -> None:
+        """Remove the local copies."""
+        self.ledger.close()
 
     def _guarded(self, act: Any) -> None:
         try:
@@ -131,11 +149,9 @@ class Hunt:
     def _heard(self, candidate: Candidate, facts: Mapping[str, Any], files: Files | None, keep: bool | None) -> None:
         rung = candidate.rung
         replayed = rung in self.ledger.rungs(candidate.number)
-        # A later attempt may fare better; but whom a population's trials copy hangs on who was there.
-        passing = bool(facts.get("only_here")) and self.spec.scheduler != "pbt"
-        if not (replayed or passing):
+        if not (replayed or self._passing(candidate, facts)):
             self.ledger.reached(candidate.number, rung, facts, files)
-        self._timings.append({"number": candidate.number, "rung": rung, "replayed": replayed, **_times(facts)})
+        self._timings.append({"number": candidate.number, "rung": rung, "replayed": replayed, **_traced(facts)})
         self.race.heard(candidate.number, facts, keep)
         self.ledger.copied(self.race.copies)
         self.race.copies.clear()
@@ -144,6 +160,13 @@ class Hunt:
                 self.ledger.forget(other.number)
         known = {"score": facts.get("score"), "best": self.race.best_score(), "replayed": replayed}
         self.step.report("search.rung", trial=candidate.number, rung=rung, rungs=len(self.spec.rungs), **known)
+
+    def _passing(self, candidate: Candidate, facts: Mapping[str, Any]) -> bool:
+        """Whether a later attempt may fare better, so that nothing is recorded.
+
+        In a population whom trials copy hangs on who was there; but without trial 0 there is no search at all.
+        """
+        return bool(facts.get("only_here")) and (self.spec.scheduler != "pbt" or candidate.number == 0)
 
     def _trial(self) -> Trial:
         race, out = self.race, self.step.out
@@ -173,8 +196,10 @@ class Hunt:
         )
 
 
-def _times(facts: Mapping[str, Any]) -> dict[str, Json]:
-    return {name: facts[name] for name in ("seconds", "steps") if name in facts}
+def _traced(facts: Mapping[str, Any]) -> dict[str, Json]:
+    """What hangs on the machine and stands beside the table of trials: times, and why a trial ended there alone."""
+    times = {name: facts[name] for name in ("seconds", "steps") if name in facts}
+    return times | ({"reason": facts["refused"]} if facts.get("only_here") else {})
 
 
 def _write_lines(path: Any, rows: list[dict[str, Any]]) -> None:

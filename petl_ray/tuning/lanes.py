@@ -84,8 +84,11 @@ class PackRoom(Protocol):
     def costs(self, promise: Any) -> list[dict[str, Any]] | None:
         """What was promised; None while it is not there, empty if the pack was lost."""
 
-    def lost(self, key: str, rung: int) -> None:
-        """The process or the pack of a trial broke while it trained to `rung`."""
+    def lost(self, key: str, rung: int) -> bool:
+        """The process or the pack of a trial broke while it trained to `rung`; whether the pack alone is to blame."""
+
+    def keep(self, search: str, going: set[str]) -> None:
+        """Of a search only the trials of these keys may train on."""
 
     def close(self) -> None:
         """End the packs."""
@@ -200,11 +203,11 @@ class Lanes:
         hunt, candidate = self._errands[trial.trial_id]
         log = Path(trial.error_file or "/dev/null")
         lines = log.read_text(encoding="utf-8").strip().splitlines() if log.exists() else []
-        self._failed[candidate.name] += 1
         self._failures[trial.trial_id] = lines[-1] if lines else "its process was lost"
         if trial in self._waiting:
             self._waiting.remove(trial)
-        self._packs.lost(candidate.key, candidate.rung)
+        if not self._packs.lost(candidate.key, candidate.rung):
+            self._failed[candidate.name] += 1
         hunt.race.again(candidate.number)
 
     def heard(self, controller: Controller, trial: TrialOfTune, result: dict[str, Any]) -> str:
@@ -303,6 +306,7 @@ class Lanes:
         if hunt.name in self._keeps and not failed and candidate.number > 0:
             keep = self._keeps[hunt.name](controller, trial, target, float(facts["score"]))
         hunt.heard(candidate, facts, None if keep is False else files, keep)
+        self._packs.keep(hunt.name, hunt.going())
         return True
 
     def _hand_over(self, controller: Controller) -> None:

@@ -7,7 +7,7 @@ session says of its base and of the largest trials that the space allows, and fr
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -20,8 +20,8 @@ from petl_ray.tuning.spec import SearchSpec
 from petl_ray.verb import Resources
 
 LANE_BYTES = 120 * 10**6  # of a trial's own process: what is not shared of a Ray worker without torch, measured
-# More slots of a pack than this gain less than their trials' processes cost, 1.6 CPU-seconds each: on two cores 64 short
-# trials took 127 CPU-seconds in packs of four, 123 in packs of eight, whose eight more processes took 14.
+# More slots of a pack than this gain less than their trials' processes cost, 1.6 CPU-seconds each: two packs took 127
+# CPU-seconds for 64 short trials with four slots each and 123 with eight, and the eight more trials' processes took 14.
 MOST_TRIALS = {"cpu": 4, "cuda": 64}
 _VARIANTS = 16  # of one search: each costs a look at the model's modules
 
@@ -41,6 +41,27 @@ class Demand:
     widest: Takes
     machine: Machine
     shared: bool
+
+    @classmethod
+    def told(cls, figures: Sequence[Mapping[str, Any]], limit: int | None = None) -> Demand:
+        """From what a pack says of one search's orders, the recipe's first (see `Pack.footprints`); a trial over its
+        `limit` of memory is never trained."""
+        recipe, known = figures[0], [one for one in figures if "session" in one]
+        within = [one for one in known if limit is None or one["memory_bytes"] <= limit]
+        return cls(
+            session=recipe["session"],
+            base=recipe["base"],
+            device=recipe["device"],
+            base_bytes=recipe["base_bytes"],
+            recipe=Takes.told(recipe),
+            widest=largest(Takes.told(one) for one in (recipe, *within)),
+            machine=Machine(recipe["device"], recipe["machine_bytes"], recipe["free_bytes"]),
+            shared=recipe["shared"],
+        )
+
+    def were_it_empty(self) -> Demand:
+        """The same on the same machine, while nobody else takes anything of it."""
+        return replace(self, machine=replace(self.machine, free_bytes=None))
 
 
 @dataclass(frozen=True)

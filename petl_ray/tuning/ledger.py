@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from petl_ray.tuning.sampler import Overrides
-from petl_ray.verb import StepContext
+from petl_ray.tuning.scratch import Scratch
+from petl_ray.verb import Progress, StepContext
 
 Files = dict[str, bytes]
 
@@ -33,14 +34,15 @@ class Ledger:
     def __init__(self, step: StepContext) -> None:
         self._step = step
         self._facts: dict[str, Mapping[str, Any]] = dict(step.recorded())
-        self._directory = Path(tempfile.mkdtemp(prefix="petl-ray-search-"))
         self._live: dict[str, dict[str, Any]] = {}
         self.replayed = sum("/" in key and not key.endswith("/cost") for key in self._facts)
-        if progress := step.load_progress():
-            self._live = {number: dict(entry) for number, entry in progress.note["trials"].items()}
-            for number, entry in self._live.items():
-                shutil.copytree(progress.directory / number, self._directory / number)
-                self._record(f"{number}/{entry['rung']}", entry["facts"])
+        self._scratch = Scratch("search")
+        self._directory = self._scratch.path
+        try:
+            self._go_on(step.load_progress())
+        except BaseException:
+            self.close()
+            raise
 
     def overrides(self, number: int) -> Overrides | None:
         """The overrides recorded for a trial."""
@@ -108,12 +110,21 @@ class Ledger:
 
     def close(self) -> None:
         """Remove the local copies."""
-        shutil.rmtree(self._directory, ignore_errors=True)
+        self._scratch.close()
+
+    def _go_on(self, progress: Progress | None) -> None:
+        """Take up the checkpoints of an earlier attempt, and the facts that rode with them."""
+        if progress is None:
+            return
+        self._live = {number: dict(entry) for number, entry in progress.note["trials"].items()}
+        for number, entry in self._live.items():
+            shutil.copytree(progress.directory / number, self._directory / number)
+            self._record(f"{number}/{entry['rung']}", entry["facts"])
 
     def _save(self, name: str, entry: dict[str, Any], files: Files) -> None:
         """Save the progress with a trial's new checkpoint; the one before stands until that is durable."""
         home, before = self._directory / name, self._live.get(name)
-        with tempfile.TemporaryDirectory(prefix="petl-ray-search-") as aside:
+        with tempfile.TemporaryDirectory(dir=self._scratch.root) as aside:
             if before is not None:
                 shutil.move(home, aside)
             try:

@@ -10,10 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import ray
@@ -28,7 +26,8 @@ from petl_ray.errors import CapacityError, PetlRayError
 from petl_ray.tuning.hunt import Hunt
 from petl_ray.tuning.lanes import Lanes, Stopper
 from petl_ray.tuning.pack import Order
-from petl_ray.tuning.packs.on_ray import NAMESPACE, RETRIES, Packs, refuse_what_cannot_be
+from petl_ray.tuning.packs.on_ray import NAMESPACE, RETRIES, Packs
+from petl_ray.tuning.scratch import Scratch
 from petl_ray.tuning.spec import SearchSpec
 from petl_ray.verb import Question, Resources, StepContext, Verb
 
@@ -64,17 +63,21 @@ def search_all(
     """(index, Trial or error) of each question, all of them in one Tune run over the same packs."""
     outcomes: dict[int, PetlRayError] = {}
     hunts: dict[int, Hunt] = {}
-    for index, (question, step) in enumerate(zip(questions, steps, strict=True)):
-        try:
-            hunts[index] = Hunt(f"q{index}", question, step)
-        except PetlRayError as error:
-            outcomes[index] = error
-    if any(not hunt.over for hunt in hunts.values()):
-        with _cluster():
-            for engine in dict.fromkeys(hunt.spec.engine for hunt in hunts.values()):
-                _run([hunt for hunt in hunts.values() if hunt.spec.engine == engine], steps[0].resources, train)
-    for index in range(len(questions)):
-        yield index, outcomes[index] if index in outcomes else hunts[index].outcome()
+    try:
+        for index, (question, step) in enumerate(zip(questions, steps, strict=True)):
+            try:
+                hunts[index] = Hunt(f"q{index}", question, step)
+            except PetlRayError as error:
+                outcomes[index] = error
+        if any(not hunt.over for hunt in hunts.values()):
+            with _cluster():
+                for engine in dict.fromkeys(hunt.spec.engine for hunt in hunts.values()):
+                    _run([hunt for hunt in hunts.values() if hunt.spec.engine == engine], steps[0].resources, train)
+        for index in range(len(questions)):
+            yield index, outcomes[index] if index in outcomes else hunts[index].outcome()
+    finally:
+        for hunt in hunts.values():
+            hunt.close()
 
 
 @contextmanager
@@ -95,15 +98,14 @@ def _run(hunts: list[Hunt], resources: Resources, train: Verb) -> None:
         os.environ.setdefault(name, value)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told by the hunts
     try:
-        refuse_what_cannot_be(resources)
+        _refuse_what_cannot_be(resources)
     except CapacityError as error:
         for hunt in hunts:
             hunt.fail(error)
         return
     packs = Packs(hunts, resources, train.function.split(":")[0].rpartition(".")[0] + ".session:open_session")
     judge = Judge(hunts, packs)
-    scratch = tempfile.mkdtemp(prefix="petl-ray-tune-")
-    try:
+    with closing(Scratch("tune")) as scratch, closing(packs):
         tuner = tune.Tuner(
             tune.with_resources(ThinTrial, {"memory": 1}),  # no CPU: the packs hold the cores; but not nothing
             tune_config=tune.TuneConfig(
@@ -115,16 +117,23 @@ def _run(hunts: list[Hunt], resources: Resources, train: Verb) -> None:
             ),
             run_config=tune.RunConfig(
                 name="search",
-                storage_path=scratch,
+                storage_path=str(scratch.path),
                 verbose=0,
                 callbacks=[Silence()],
                 failure_config=tune.FailureConfig(max_failures=RETRIES),
             ),
         )
         tuner.fit()
-    finally:
-        packs.close()
-        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _refuse_what_cannot_be(resources: Resources) -> None:
+    """Raise CapacityError for packs that the machines of the cluster could never hold at once."""
+    machines = [machine["Resources"] for machine in ray.nodes() if machine["Alive"]]
+    packs, fit = max(1, resources.packs), resources.fit(machines)
+    if packs > fit:
+        asked = f"asks for {packs} packs of {max(1, resources.cpus)} CPU and {resources.gpus:g} GPU each"
+        why = f"the {len(machines)} machines of the cluster hold {fit}"
+        raise CapacityError("placement of search", asked, why, "Lower cpus, gpus or packs of search")
 
 
 class ThinTrial(tune.Trainable):  # type: ignore[misc]  # ray has no types

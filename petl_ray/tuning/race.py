@@ -25,6 +25,8 @@ from petl_ray.tuning.sampler import Overrides, open_sampler
 from petl_ray.tuning.spec import SearchSpec
 
 Phase = Literal["asked", "ready", "training", "waiting", "finished", "stopped", "rejected", "diverged"]
+# What the table says of what a machine ended: its own words, with process ids and free bytes, would enter the digest.
+_ONLY_HERE = {"memory": "no room on this machine", "fault": "its pass broke on this machine"}
 Recorded = Callable[[int], "Overrides | None"]
 
 
@@ -149,7 +151,7 @@ class Race:
         elif facts.get("diverged"):
             self._end(candidate, "diverged", str(facts.get("reason", "the loss is not finite")))
         else:
-            candidate.standing = Standing(float(facts["score"]), float(facts.get("loss", 0.0)))
+            candidate.standing = Standing.drawn(float(facts["score"]), self.spec.seed, candidate.rung, number)
             self._at_rung[candidate.rung, candidate.bracket or 0].append(candidate.standing)
             candidate.scores[self.spec.rungs[candidate.rung]] = candidate.standing.score
             candidate.phase = "waiting"
@@ -231,7 +233,7 @@ class Race:
         return True
 
     def _end(self, candidate: Candidate, phase: Phase, why: str = "", *, only_here: str = "") -> None:
-        candidate.phase, candidate.reason = phase, why
+        candidate.phase, candidate.reason = phase, _ONLY_HERE.get(only_here, why)
         if candidate.number == 0 and phase in ("rejected", "diverged"):
             kind: type[PetlRayError] = PlanError if phase == "rejected" else TrainingError
             do = "Loosen the limits or change the recipe" if phase == "rejected" else "Lower its learning rate"

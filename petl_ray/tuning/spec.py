@@ -27,10 +27,10 @@ class SearchSpec(Spec):
     of its class. `space` maps dotted paths in the recipe to domains. The sampler is asked `generation` configurations
     at a time: a number of the question, not of the hardware, so that placement never changes an outcome.
 
-    Schedulers: asha and hyperband stop all but the best at each rung (of equal scores the lower validation loss is the
-    better, where rungs decide; hyperband's brackets wait longer with that, each its own time), median stops the worse
-    half, none nobody. pbt stops nobody either: all trials are one population, sampled at once, and at each rung the
-    worst go on from checkpoints of the best with other rates.
+    Schedulers: asha and hyperband stop all but the best at each rung (equal scores draw lots, where rungs decide;
+    hyperband's brackets wait longer with that, each its own time), median stops the worse half, none nobody. pbt stops
+    nobody either: all trials are one population, sampled at once, and at each rung the worst go on from checkpoints of
+    the best with other rates.
     """
 
     recipe: dict[str, Any]

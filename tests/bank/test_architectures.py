@@ -31,12 +31,13 @@ from transformers import (
 from petl_ray.bank import Bank, Segment, ServingBank
 from petl_ray.errors import AdapterError
 from petl_ray.methods import BottleneckSpec, HeadSpec, Ia3Spec, LoraSpec
+from petl_ray.methods.sites import anatomy, short_names, targeted
 from petl_ray.models import LockedBase
 from petl_ray.models.loading import LoadedBase
 from petl_ray.models.products import linear
 from petl_ray.spec import Pinned
 from tests.bank.rows import rows, trained
-from tests.bank.test_peft import peft_model
+from tests.bank.test_peft import assert_peft_made_answers_alike, peft, peft_model
 
 SMALL: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 SMALL |= {"vocab_size": 100, "pad_token_id": 0}
@@ -164,6 +165,21 @@ def test_peft_loads_its_adapters_and_gives_the_same_logits(name: str, method: An
     mask = batch.attention_mask.bool()
     ours, expected = (ours[mask], expected[mask]) if causal else (ours, expected)
     assert (ours - expected).abs().max() <= 1e-5 * max(1.0, float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("name", [*CLASSIFIERS, *GENERATORS])
+def test_an_adapter_that_peft_has_made_on_it_is_read_and_gives_the_same_logits(name: str, tmp_path: Path) -> None:
+    loaded, causal = _base(name)
+    found = anatomy(loaded.model)
+    config = peft.LoraConfig(
+        r=5,
+        lora_alpha=10,
+        target_modules=short_names(found, targeted(found, "query_value")),
+        task_type="CAUSAL_LM" if causal else "SEQ_CLS",
+        modules_to_save=list(found.head_modules) or None,
+    )
+    spec = LoraSpec(rank=5, alpha=10, targets="query_value")
+    assert_peft_made_answers_alike(loaded, 0 if causal else 3, config, spec, tmp_path)
 
 
 @pytest.mark.parametrize("name", GENERATORS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from benchmarks.models import Rows, bank_of, bank_step, peft_step
 from benchmarks.ours import trials_in
 from benchmarks.quality import compared
 from benchmarks.rows import Row, keep, kept
-from benchmarks.search import Costs, cheaper, check_equal_work
+from benchmarks.search import Costs, best_score, cheaper, check_equal_work
 
+TASKS = [task for task in ("trec", "sst2", "snips") for _ in range(3)]
 NINE = [0.9, 0.8, 0.85, 0.9, 0.8, 0.85, 0.9, 0.8, 0.85]
 
 
@@ -25,7 +27,7 @@ def costs(task: str, reached: bool, ours: float = 10.0) -> Costs:
 
 def winners(equal: list[float], spent: float = 5.0, wide: float = 8.0) -> list[Row]:
     scores = {"equal": equal, "wide": NINE, "trainer": NINE}
-    return list(compared(scores, {"equal": spent, "wide": wide, "trainer": 10.0}, "3 tasks x 3 seeds"))
+    return list(compared(scores, {"equal": spent, "wide": wide, "trainer": 10.0}, TASKS))
 
 
 def test_a_score_that_is_missed_takes_the_place_of_one_that_was_reached(
@@ -46,10 +48,20 @@ def test_a_score_that_is_missed_is_not_ok_where_nothing_is_demanded() -> None:
     assert cheaper("trec", "core-s", [costs("trec", True)], "full").ok is None
 
 
+def test_a_score_that_nobody_but_the_recipe_reached_is_told() -> None:
+    trials = [{"number": 0, "share": 1.0, "score": 0.8}, {"number": 1, "share": 1.0, "score": 0.5}]
+    stopped = {"number": 2, "share": 0.4, "score": 0.9}
+    assert best_score({"trials": [*trials, stopped]}) == 0.8
+    assert best_score({"trials": [*trials, stopped]}, tuned=True) == 0.5
+    assert best_score({"trials": trials[:1]}, tuned=True) == 0.0
+    lucky = replace(costs("sst2", True), by_recipe=True)
+    assert cheaper("all", "core-s", [costs("trec", True), lucky], "full").note == "reached by the recipe alone: sst2"
+
+
 def test_the_spread_of_costs_is_that_of_the_tasks() -> None:
     found = [costs("trec", True), costs("sst2", True, 20.0), costs("snips", True, 40.0)]
     assert cheaper("all", "core-s", found, "full").spread == pytest.approx((20 - 5) / 10)
-    assert cheaper("all", "core-s", found[:1], "full").spread == 0.0
+    assert cheaper("all", "core-s", found[:1], "full").spread is None
 
 
 def test_the_bound_of_quality_is_that_of_the_equal_search() -> None:

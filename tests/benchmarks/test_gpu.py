@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.contest import agreement, nf4_error, pack_step, peft_step, timed_step
+from benchmarks import gpu
+from benchmarks.contest import agreement, beside_peft, nf4_error, timed_step
+from benchmarks.equality import STEPS
 from benchmarks.gpu import SMALL, measure, table
 from benchmarks.shapes import base
 
@@ -16,6 +18,7 @@ def test_the_small_course_yields_all_kinds_of_rows() -> None:
     for part in (
         "NF4 forward",
         "against itself alone",
+        "against PEFT from equal weights, tiny Llama, NF4",
         "a pack of 4",
         "turns of a session",
         "QLoRA, 64 tokens",
@@ -40,14 +43,25 @@ def test_slots_agree_with_themselves_alone(grouped: bool) -> None:
     assert agreement(lambda: base("tiny Llama", "fp32"), grouped=grouped, steps=10) < 1e-4
 
 
-def test_a_pack_of_one_takes_the_steps_that_peft_takes() -> None:
-    """Other first values, so losses are near and not equal; both fall."""
-    for shape in ("tiny BERT", "tiny Llama"):
-        ours = pack_step(base(shape, "fp32"), 1, 2, 8)
-        theirs = peft_step(shape, "fp32", 2, 8, "cpu")
-        mine, other = [float(ours()) for _ in range(30)], [float(theirs()) for _ in range(30)]
-        assert mine[0] == pytest.approx(other[0], rel=0.1)
-        assert mine[-1] < mine[0] and other[-1] < other[0]
+@pytest.mark.parametrize("shape", ["tiny BERT", "tiny Llama"])
+def test_a_pack_of_one_takes_the_steps_that_peft_takes(shape: str) -> None:
+    """From equal weights, so that losses are equal but for rounding; they fall, so that steps are taken."""
+    ours, theirs = beside_peft(shape, "fp32", "cpu")
+    assert len(ours) == STEPS and ours == pytest.approx(theirs, rel=1e-4)
+    assert theirs[-1] < theirs[0] * (1 - 5e-4)
+
+
+def test_nothing_is_timed_where_the_numbers_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "beside_peft", lambda *asked: ([1.0, 0.9, 0.8], [1.0, 0.9, 0.9]))
+    found = list(measure(SMALL, "cpu"))
+    assert {row.unit for row in found} == {"rel."}
+    assert [row.ok for row in found if "from equal weights" in row.figure] == [False] * 3
+    assert gpu._limit("a little over", 1.01e-3, 1e-3).ok is False
+
+
+def test_a_row_of_correctness_says_whether_it_is_within_its_limit() -> None:
+    row = gpu._limit("well within", 1e-5, 1e-3)
+    assert row.ok is True and row.spread is None and row.ratio == 100.0
 
 
 def test_a_point_has_a_median_and_a_spread() -> None:

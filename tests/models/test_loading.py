@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from petl_ray.errors import BaseModelError, CapacityError, CorruptionError
 from petl_ray.models import BaseSpec, LockedBase, choose_device, load_base, load_skeleton, memory_free_bytes, resolve
+from petl_ray.models import loading as loading_module
 from petl_ray.models import nf4 as nf4_module
 
 
@@ -55,6 +57,29 @@ def test_a_checkpoint_that_lacks_frozen_weights_is_refused(tiny_bert: Path, tmp_
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(BaseModelError, match=r"pooler\.dense\.weight.*they would be random"):
         load_base(_lock(copy), "classification", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), CapacityError),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), CapacityError),
+        (torch.AcceleratorError("CUDA error: unknown error"), torch.AcceleratorError),
+        (RuntimeError("size mismatch for model.embed_tokens.weight"), BaseModelError),
+    ],
+    ids=str,
+)
+def test_memory_that_runs_out_and_a_broken_device_are_no_fault_of_the_base(
+    tiny_llama: Path, error: Exception, raised: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def from_pretrained(*_: object, **__: object) -> None:
+        raise error
+
+    found = SimpleNamespace(from_pretrained=from_pretrained)
+    monkeypatch.setattr(loading_module, "_auto_class", lambda task_type: found)
+    with pytest.raises(raised) as told:
+        load_base(_lock(tiny_llama), "causal_lm", device="cpu")
+    assert type(told.value) is raised
 
 
 def test_an_encoder_without_a_language_head_is_refused_for_causal_tasks(tiny_bert: Path) -> None:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import hf_raise_for_status
 
-from petl_ray.errors import BaseModelError
+from petl_ray.errors import BaseModelError, TemporaryError
 from petl_ray.models import BaseSpec, resolve
 from petl_ray.models import sources as sources_module
 
@@ -94,6 +99,50 @@ def test_a_hub_id_without_a_way_to_the_hub_is_one_clear_error(monkeypatch: pytes
         resolve(BaseSpec(source="nobody/nothing-of-that-name"))
     with pytest.raises(BaseModelError, match="the hub does not give it"):
         resolve(BaseSpec(source="nobody/nothing-of-that-name", revision="a" * 40))
+
+
+http: Any = import_module(HfHubHTTPError.__bases__[0].__module__.split(".")[0])  # what the hub's library asks with
+
+
+def answers(status: int) -> Callable[[], None]:
+    request = http.Request("GET", "https://huggingface.co/api/models/nobody/none")
+    return lambda: hf_raise_for_status(http.Response(status, request=request))
+
+
+def refuses() -> None:
+    http.get("http://127.0.0.1:9", trust_env=False)  # nobody listens there
+
+
+def takes_too_long() -> None:
+    raise http.ReadTimeout("timed out")
+
+
+def finds_no_file(cause: Callable[[], None]) -> Callable[[], None]:
+    """As a download where the hub was asked first, and then the cache."""
+
+    def ask() -> None:
+        try:
+            cause()
+        except Exception as error:
+            raise LocalEntryNotFoundError("it is not in the cache") from error
+
+    return ask
+
+
+def is_offline() -> None:
+    raise OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
+
+
+AWAY = [refuses, takes_too_long, answers(500), answers(503), answers(429), finds_no_file(refuses)]
+GIVES_NOTHING = [answers(401), answers(403), answers(404), is_offline, finds_no_file(is_offline)]
+
+
+@pytest.mark.parametrize("ask", [*AWAY, *GIVES_NOTHING])
+def test_a_hub_that_does_not_answer_is_asked_again_and_one_that_says_no_is_not(ask: Callable[[], None]) -> None:
+    kind = TemporaryError if ask in AWAY else BaseModelError
+    with pytest.raises(kind, match=r"hub:nobody/none@main: the hub does not (answer|give it); \w+: .*cache") as told:
+        sources_module._of_hub("nobody/none", "main", ask)
+    assert ("answer" in told.value.found) == (ask in AWAY)
 
 
 def test_a_hub_snapshot_in_the_cache_is_pinned_by_its_revision(

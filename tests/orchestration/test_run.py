@@ -154,6 +154,20 @@ def test_wrong_work_is_not_tried_again_and_leaves_its_traceback_in_the_log(start
     assert "raise KeyError" in runs.logs(run.home, run.id)["count odd"]
 
 
+def test_what_a_verb_notes_to_its_error_is_in_the_log_and_not_in_the_message(start: Starts) -> None:
+    wrong = CountSpec(number=1, fail="permanent")
+    with start() as run:
+        with pytest.raises(DataError, match="a row without a label") as alone:
+            run.make(count, wrong, label="alone")
+        both = run.pack(
+            count, [Question("odd", wrong.model_copy(update={"number": 3})), Question("b", CountSpec(number=2))]
+        )
+    failure = both.failures["odd"]
+    assert "batch 3" not in str(alone.value) + str(failure)
+    noted = [label for label, text in runs.logs(run.home, run.id).items() if "as it was read in batch 3" in text]
+    assert sorted(noted) == ["alone", "count odd"]
+
+
 def test_an_outcome_that_names_a_file_nobody_kept_is_never_recorded(start: Starts, home: Home) -> None:
     with pytest.raises(PermanentError, match="not in the store"), start() as run:
         run.make(count, CountSpec(number=1, fail="unkept"))

@@ -64,7 +64,9 @@ def count_function(spec: CountSpec, *inputs: Artifact, step: StepContext) -> Dat
     if spec.busy_times and len(lines(spec.tally)) <= spec.busy_times:
         raise TemporaryError("the world", "busy", delay_s=0.05)
     if spec.fail == "permanent":
-        raise DataError("row 17", "label: missing", "a row without a label teaches nothing", "Add one")
+        error = DataError("row 17", "label: missing", "a row without a label teaches nothing", "Add one")
+        error.add_note("as it was read in batch 3")
+        raise error
     if spec.fail == "surprise":
         raise KeyError("surprise")
     if spec.fail == "unkept":

@@ -211,3 +211,29 @@ def test_a_local_store_leaves_no_stray_files(tmp_path: Path) -> None:
     store.put_bytes(b"4")
     store.put_bytes(b"4")
     assert list((tmp_path / "store" / ".tmp").iterdir()) == []
+
+
+def test_a_local_store_keeps_no_directory_of_what_was_deleted(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "store")
+    for number in range(3):
+        store.write(f"steps/a/progress/{number}/files/rows", DATA)
+    store.write("steps/b/manifest.json", b"{}")
+    for key in store.list("steps/a/"):
+        store.delete(key)
+    there = {path.relative_to(store.root).as_posix() for path in store.root.rglob("*") if ".tmp" not in path.parts}
+    assert there == {"steps", "steps/b", "steps/b/manifest.json"}
+
+
+def test_a_directory_that_others_remove_does_not_stop_who_writes_there(tmp_path: Path) -> None:
+    """Deleting the last file of a directory removes it, perhaps in the moment in which another makes it."""
+    store, rounds = LocalStore(tmp_path / "store"), 200
+
+    def write(number: int) -> None:
+        for turn in range(rounds):
+            store.write(f"steps/a/progress/{number}", b"%d" % turn)
+            store.delete(f"steps/a/progress/{number}")
+        store.write(f"steps/a/progress/{number}", b"last")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert [store.read(key) for key in store.list("steps/")] == [b"last"] * 4

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from petl_ray.models.products import linear
 from petl_ray.tasks import Batch, LateLogits, late, task_of
 from petl_ray.tasks.batch import IGNORED
 
@@ -61,6 +64,30 @@ def test_scores_are_those_of_logits_that_are_there(batch: Batch, rows: int, monk
         (one.id, one.prediction, one.units) for one in there
     ]
     assert [one.loss_sum for one in made] == pytest.approx([one.loss_sum for one in there], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "trained", "scored"),
+    [(1, [1] * 13, [1] * 13), (4, [4, 4, 4, 1], [4, 1, 3, 4, 1]), (1000, [13], [5, 3, 5])],
+)
+def test_no_more_logits_than_a_chunk_are_there_at_a_time(
+    batch: Batch, rows: int, trained: list[int], scored: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the 13 scored positions, which lie 5, 3 and 5 in a row; in training each chunk's gradient follows it at once."""
+    multiplied: list[int] = []
+
+    def counted(x: torch.Tensor, *head: Any) -> torch.Tensor:
+        multiplied.append(len(x))
+        return linear(x, *head)
+
+    monkeypatch.setattr(late, "linear", counted)
+    monkeypatch.setattr(late, "CHUNK_BYTES", rows * 4 * VOCABULARY)
+    task, logits = task_of("causal_lm"), LateLogits(states(), *head(True))
+    task.loss_sum(logits, batch)
+    assert multiplied == [each for each in trained for _ in ("logits", "gradient")]
+    multiplied.clear()
+    task.score_rows(logits, batch)
+    assert multiplied == scored
 
 
 def test_in_bf16_the_gradient_agrees_to_its_precision(batch: Batch) -> None:

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from petl_ray.training.batching import batches_of_epoch, horizon, padding_share, split_to_budget, steps_of_epoch
+from petl_ray.models import LoadedBase
+from petl_ray.training.batching import (
+    LENGTH_STEP,
+    SMALL_STEP,
+    batches_of_epoch,
+    horizon,
+    padded_lengths,
+    padding_share,
+    split_to_budget,
+    steps_of_epoch,
+)
 
 LENGTHS = st.lists(st.integers(1, 200), min_size=1, max_size=700)
 
@@ -51,6 +63,21 @@ def test_parts_keep_order_and_stay_within_rows_and_tokens(
         assert len(part) <= most_rows
         padded = len(part) * max(lengths[row] for row in part)
         assert tokens is None or padded <= tokens or len(part) == 1
+
+
+@given(lengths=LENGTHS, rows=st.integers(1, 64), spare=st.integers(0, 5), device=st.sampled_from(["cpu", "cuda"]))
+def test_rows_of_small_steps_are_padded_to_their_bucket_and_those_of_large_ones_not_at_all(
+    lengths: list[int], rows: int, spare: int, device: str
+) -> None:
+    """No further than to the next multiple of a few tokens, nor over the limit of the spec."""
+    loaded, most = SimpleNamespace(device=SimpleNamespace(type=device)), max(lengths) + spare
+    padded = padded_lengths(lengths, rows, most, cast("LoadedBase", loaded))
+    if device == "cpu" and rows * sum(lengths) >= SMALL_STEP * len(lengths):
+        assert padded == lengths
+        return
+    for length, bucket in zip(lengths, padded, strict=True):
+        assert length <= bucket < length + LENGTH_STEP and bucket <= most
+        assert bucket % LENGTH_STEP == 0 or bucket == most
 
 
 def test_nothing_is_split_into_nothing() -> None:

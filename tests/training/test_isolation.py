@@ -11,12 +11,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
-from petl_ray.models import BaseSpec, LockedBase, resolve
-from petl_ray.training.rounds import plan_rounds
+from petl_ray.bank import Segment
+from petl_ray.models import BaseSpec, LockedBase, load_base, resolve
 from petl_ray.training.session import Session, open_session
 from petl_ray.training.sharing import Sharing
 from petl_ray.training.spec import TrainSpec
 from tests.plainstep import PlainStep
+from tests.training.passes import passes_of
 from tests.training.questions import dataset, locked, recipe
 
 Company = Sequence[tuple[TrainSpec, int, int]]  # neighbours: what they train, the turns they come at and leave at
@@ -46,60 +47,84 @@ CHANGES = some.fixed_dictionaries(
 
 
 def weights_after(session: Session, spec: TrainSpec, data: Path, turns: int, company: Company = ()) -> dict[str, Any]:
-    """The weights of `spec` after `turns` turns beside a company that comes and goes, and how many passes were shared."""
+    """The weights of `spec` after `turns` turns beside a company that comes and goes, what they predict, and how many
+    passes were shared."""
     session.admit("it", spec, data)
     session.aim("it", 1.0)
-    shared = 0
-    for turn in range(turns):
-        for at, (neighbour, comes, leaves) in enumerate(company):
-            if turn == leaves:
-                session.drop(f"n{at}")
-            if turn == comes:
-                session.admit(f"n{at}", neighbour, data)
-                session.aim(f"n{at}", 1.0)
-        live = [session.occupant(key) for key in session._aims]
-        shared += sum(len(each) > 1 for each in plan_rounds(live, None, Sharing.of(session.loaded)))
-        session.turn()
-    state = session._bank.state(session.occupant("it").slot)
+    with passes_of(session) as passes:
+        for turn in range(turns):
+            for at, (neighbour, comes, leaves) in enumerate(company):
+                if turn == leaves:
+                    session.drop(f"n{at}")
+                if turn == comes:
+                    session.admit(f"n{at}", neighbour, data)
+                    session.aim(f"n{at}", 1.0)
+            assert not session.turn().failed
+    it = session.occupant("it")
+    found = {
+        "weights": session._bank.state(it.slot),
+        "predictions": [score.prediction for score in it._score_validation(512)],
+        "shared": sum(len(segments) > 1 for segments in passes),
+    }
     for key in ["it", *(f"n{at}" for at, (_, comes, leaves) in enumerate(company) if comes < turns <= leaves)]:
         session.drop(key)
-    return {"weights": state, "shared": shared}
+    return found
+
+
+def beside_the_sick(
+    session: Session, specs: Mapping[str, TrainSpec], data: Path, ill: bool
+) -> tuple[dict[str, dict[str, torch.Tensor]], list[list[Segment]]]:
+    """Everybody's weights but those of "sick" after eight turns, and their passes. Before the fourth "sick" turns to NaN,
+    or leaves in good health."""
+    for key, spec in specs.items():
+        session.admit(key, spec, data)
+        session.aim(key, 1.0)
+    with passes_of(session) as passes:
+        for turn in range(8):
+            if turn == 3 and ill:
+                for parameter in session._bank.parameters(session.occupant("sick").slot).values():
+                    parameter.data.fill_(float("nan"))
+            if turn == 3 and not ill:
+                session.drop("sick")
+            assert not session.turn().failed
+    if ill:
+        assert session.occupant("sick").diverged and session.occupant("sick").step == 3
+    weights = {key: session._bank.state(session.occupant(key).slot) for key in specs if key != "sick"}
+    session.close()
+    return weights, passes
 
 
 def equal(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
     return set(one) == set(other) and all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.fixture(scope="module", params=["encoder", "decoder"])
-def tiny(
-    request: pytest.FixtureRequest, tiny_bert: Path, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[LockedBase, str, Path]:
-    causal = request.param == "decoder"
-    step = PlainStep(tmp_path_factory.mktemp(str(request.param)))
-    rows = step.fetch(dataset(step, rows=60, causal=causal))
-    return locked(tiny_llama if causal else tiny_bert), "causal_lm" if causal else "classification", rows
-
-
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(
-    mine=CHANGES,
-    theirs=some.lists(some.tuples(CHANGES, some.integers(0, 4), some.integers(2, 6)), min_size=1, max_size=3),
-)
-def test_an_adapter_has_the_same_bits_in_any_company(
-    tiny: tuple[LockedBase, str, Path], mine: dict[str, Any], theirs: list[tuple[dict[str, Any], int, int]]
-) -> None:
+def test_an_adapter_has_the_same_bits_in_any_company(tiny: tuple[LockedBase, str, Path]) -> None:
     base, task_type, data = tiny
-    if task_type == "causal_lm":
-        mine, theirs = _with_weights(mine), [(_with_weights(change), *when) for change, *when in theirs]
-    spec = recipe(base, task_type=task_type, **mine)
-    company = [
-        (recipe(base, task_type=task_type, **change), comes, max(comes + 1, leaves)) for change, comes, leaves in theirs
-    ]
-    session = open_session(spec, 1 + len(company), 1)
-    alone = weights_after(session, spec, data, 6)
-    beside = weights_after(session, spec, data, 6, company)
-    session.close()
-    assert equal(alone["weights"], beside["weights"])
+    shared: list[int] = []
+
+    @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(
+        mine=CHANGES,
+        theirs=some.lists(some.tuples(CHANGES, some.integers(0, 4), some.integers(2, 6)), min_size=1, max_size=3),
+    )
+    def holds(mine: dict[str, Any], theirs: list[tuple[dict[str, Any], int, int]]) -> None:
+        if task_type == "causal_lm":
+            mine, theirs = _with_weights(mine), [(_with_weights(change), *when) for change, *when in theirs]
+        spec = recipe(base, task_type=task_type, **mine)
+        company = [
+            (recipe(base, task_type=task_type, **change), comes, max(comes + 1, leaves))
+            for change, comes, leaves in theirs
+        ]
+        session = open_session(spec, 1 + len(company), 1)
+        alone = weights_after(session, spec, data, 6)
+        beside = weights_after(session, spec, data, 6, company)
+        session.close()
+        shared.append(beside["shared"])
+        assert equal(alone["weights"], beside["weights"])
+
+    holds()
+    if Sharing.of(load_base(base, task_type)).shared:
+        assert sum(shared) > 0, "whoever is always alone has the bits that it has alone"
 
 
 def _with_weights(change: dict[str, Any]) -> dict[str, Any]:
@@ -177,27 +202,11 @@ def test_a_packed_base_shares_its_passes_and_no_bit_changes(
 def test_what_is_not_finite_stays_where_it_is(tiny: tuple[LockedBase, str, Path]) -> None:
     """A neighbour that turns to NaN stops alone; the rest have the bits they have where it stopped in good health."""
     base, task_type, data = tiny
-    spec = recipe(base, task_type=task_type, method={"kind": "lora", "rank": 3}, batch_size=2)
-    sick = recipe(base, task_type=task_type, method={"kind": "lora", "rank": 4, "targets": "all-linear"}, batch_size=2)
-    outcomes = []
-    for ill in (True, False):
-        session = open_session(spec, 2, 1)
-        for key, one in (("well", spec), ("sick", sick)):
-            session.admit(key, one, data)
-            session.aim(key, 1.0)
-        for turn in range(8):
-            if turn == 3 and ill:
-                for parameter in session._bank.parameters(session.occupant("sick").slot).values():
-                    parameter.data.fill_(float("nan"))
-            if turn == 3 and not ill:
-                session.drop("sick")
-            session.turn()
-        outcomes.append(session._bank.state(session.occupant("well").slot))
-        if ill:
-            assert session.occupant("sick").diverged and session.occupant("sick").step == 3
-        session.close()
-    assert equal(*outcomes)
-    assert all(torch.isfinite(value).all() for value in outcomes[0].values())
+    methods = {"well": {"kind": "lora", "rank": 3}, "sick": {"kind": "lora", "rank": 4, "targets": "all-linear"}}
+    specs = {key: recipe(base, task_type=task_type, method=one, batch_size=2) for key, one in methods.items()}
+    fallen, left = (beside_the_sick(open_session(specs["well"], 2, 1), specs, data, ill)[0] for ill in (True, False))
+    assert equal(fallen["well"], left["well"])
+    assert all(torch.isfinite(value).all() for value in fallen["well"].values())
 
 
 @pytest.fixture

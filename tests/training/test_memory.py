@@ -36,6 +36,8 @@ def test_the_budget_halves_and_never_reaches_nothing() -> None:
     assert (budget.tokens, budget.halvings) == (50, 1)
     budget.halve(1)
     assert budget.tokens == 1
+    budget.halve(100, occupants=3)
+    assert (budget.tokens, budget.together) == (1, 50), "what several held together says nothing of one"
 
 
 def _session_with_room_for(tokens: int, tiny_bert: Path, step: PlainStep, monkeypatch: pytest.MonkeyPatch) -> Session:
@@ -65,6 +67,35 @@ def test_running_out_halves_the_micro_batch_and_keeps_the_global_batch(
     assert hard.budget.halvings >= 1 and hard.budget.tokens is not None and hard.budget.tokens <= 90
     assert found["steps"] == expected["steps"]
     assert found["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+
+
+def test_those_who_do_not_fit_together_part_and_nobody_is_cut_who_fits_alone(
+    tiny_bert: Path, step: PlainStep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dropout draws by the pass: a batch that is cut into other parts would come to another adapter."""
+    specs = {
+        key: recipe(locked(tiny_bert), batch_size=rows, method={"kind": "lora", "dropout": 0.2})
+        for key, rows in (("a", 8), ("b", 3))
+    }
+    data, found = step.fetch(dataset(step)), {}
+    for crowd in (("a",), ("b",), ("a", "b")):
+        session = open_session(specs["a"], 2, 1)
+        for key in crowd:
+            session.admit(key, specs[key], data)
+        forward = session._bank.forward
+
+        def limited(segments, *, hidden=False, forward=forward):  # type: ignore[no-untyped-def]
+            if torch.is_grad_enabled() and len(segments) > 1:
+                _fail_for_real()
+            return forward(segments, hidden=hidden)
+
+        monkeypatch.setattr(session._bank, "forward", limited)
+        session.advance(dict.fromkeys(crowd, 0.5))
+        found[crowd] = session.budget.halvings, {key: session.occupant(key).state()[0] for key in crowd}
+    assert found["a",][0] == found["b",][0] == 0 and found["a", "b"][0] > 0
+    for key in ("a", "b"):
+        alone, beside = found[key,][1][key], found["a", "b"][1][key]
+        assert alone and all(torch.equal(alone[name], beside[name]) for name in alone)
 
 
 def test_one_row_that_does_not_fit_is_said_plainly(

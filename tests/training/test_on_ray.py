@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray.train
+import torch
 from safetensors.torch import load_file
 
 from petl_ray.artifact import Adapter, Dataset
-from petl_ray.errors import CapacityError, RunCancelled
+from petl_ray.bank import Bank
+from petl_ray.errors import BaseModelError, CapacityError, PetlRayError, RunCancelled
+from petl_ray.fingerprint import sha256_of
 from petl_ray.models import LockedBase
-from petl_ray.training import TrainSpec, session, train
+from petl_ray.training import TrainSpec, on_ray, session, train
 from petl_ray.training.train import FILES
 from petl_ray.verb import Resources
 from tests.plainstep import PlainStep
@@ -95,3 +100,54 @@ def test_more_workers_than_the_cluster_holds_are_refused_before_anything_starts(
 ) -> None:
     with pytest.raises(CapacityError, match="64 workers: they need 1 CPU"):
         train(_spec(base), moods, step=_step(root, "4" * 64, 64))
+
+
+_WORK = on_ray._work
+
+
+def _work_with_one_starved(config: dict[str, Any]) -> None:
+    """What a worker runs; the second has memory for no row at all."""
+    if ray.train.get_context().get_world_rank() == 1:
+
+        def starved(*_: Any, **__: Any) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        Bank.forward = starved  # type: ignore[method-assign, assignment]
+    _WORK(config)
+
+
+def _work_with_one_without_base(config: dict[str, Any]) -> None:
+    """What a worker runs; on the second's machine the base is not there."""
+    if ray.train.get_context().get_world_rank() == 1:
+
+        def gone(*_: Any, **__: Any) -> None:
+            raise BaseModelError("base", "not found on this machine")
+
+        on_ray.open_session = gone  # type: ignore[assignment]
+    _WORK(config)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("work", "kind", "said"),
+    [
+        (_work_with_one_starved, CapacityError, "moods: memory ran out"),
+        (_work_with_one_without_base, BaseModelError, "not found on this machine"),
+    ],
+    ids=["memory", "base"],
+)
+def test_what_stops_one_worker_ends_its_group_which_says_so(
+    base: LockedBase,
+    root: Path,
+    moods: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    work: Callable[[dict[str, Any]], None],
+    kind: type[PetlRayError],
+    said: str,
+) -> None:
+    """Its peer waits for what it owes their step, and would wait for half an hour."""
+    monkeypatch.setattr(on_ray, "_work", work)
+    step = _step(root, sha256_of(said), 2)
+    with pytest.raises(kind, match=said):
+        train(_spec(base), moods, step=step)
+    assert "train.validated" not in [event for event, _ in step.events]

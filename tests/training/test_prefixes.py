@@ -17,6 +17,7 @@ from petl_ray.training.sharing import Sharing
 from petl_ray.training.spec import TrainSpec
 from tests.plainstep import PlainStep
 from tests.training.questions import dataset, locked, recipe
+from tests.training.test_rounds import GPU
 
 HEAD: dict[str, Any] = {"kind": "head"}
 UPPER: dict[str, Any] = {"kind": "lora", "rank": 2, "targets": "all-linear", "layers": [1]}
@@ -106,17 +107,15 @@ def test_where_any_rows_may_share_a_pass_small_ones_begin_together_at_the_least_
 ) -> None:
     """The rule of GPUs, tried on a CPU."""
     monkeypatch.setattr(rounds, "JOINED_TOKENS", joined)
-    anybody = Sharing(shared=True, alike=False, tokens=None)
     alone, beside, plans = {}, {}, []
     for together in (False, True):
         spec, data = made("encoder", HEAD, batch_size=2)
-        session = open_session(spec, 3, 1)
-        session._sharing = anybody
+        session = open_session(spec, 3, 1, sharing=GPU)
         for key, method in (("head", HEAD), ("upper", UPPER), ("whole", WHOLE)):
             session.admit(key, recipe(spec.base, method=method, batch_size=2), data)
         live = [session.occupant(key) for key in ("head", "upper", "whole")]
         if together:
-            plans = rounds.plan_rounds(live, None, anybody)
+            plans = rounds.plan_rounds(live, None, GPU)
             assert rounds.round_depth([(each, [0]) for each in live[:2]]) == 1
             session.advance({"head": 0.1, "upper": 0.1, "whole": 0.1})
         else:
@@ -133,8 +132,7 @@ def test_where_any_rows_may_share_a_pass_small_ones_begin_together_at_the_least_
 
 def test_two_that_begin_at_different_depths_skip_what_is_frozen_for_both(made: Any) -> None:
     spec, data = made("encoder", HEAD)
-    session = open_session(spec, 2, 1)
-    session._sharing = Sharing(shared=True, alike=False, tokens=None)
+    session = open_session(spec, 2, 1, sharing=GPU)
     for key, method in (("head", HEAD), ("upper", UPPER)):
         session.admit(key, recipe(spec.base, method=method), data)
     depths: list[int] = []

@@ -61,6 +61,20 @@ def test_all_questions_of_a_training_are_held_against_memory(tiny_bert: Path, tm
     assert told(again)[0]["calibration"].startswith("calibrated from 1 run (x ")
 
 
+def test_memory_that_others_hold_today_is_waited_for(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the packs of a driver that was killed are yet to end: that is no verdict on the question."""
+    monkeypatch.setattr("petl_ray.training.session.machine_here", lambda: Machine("cpu", 4e9, 1e5))
+    step = PlainStep(tmp_path, resources=BY_MEMORY)
+    with pytest.raises(TemporaryError, match="others hold the rest of this machine now") as raised:
+        train(recipe(locked(tiny_bert), epochs=0.5), dataset(step), step=step)
+    assert raised.value.delay_s >= 10
+    monkeypatch.setattr("petl_ray.training.session.machine_here", lambda: Machine("cpu", 1e5, 1e5))
+    with pytest.raises(CapacityError, match="does not fit"):
+        train(recipe(locked(tiny_bert), epochs=0.5), dataset(step), step=step)
+
+
 class Forgets(PlainStep):
     """A step whose journal is away."""
 

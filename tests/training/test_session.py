@@ -18,6 +18,7 @@ from petl_ray.errors import (
     PlanError,
 )
 from petl_ray.models import LockedBase
+from petl_ray.training.batching import LENGTH_STEP
 from petl_ray.training.checkpoint import read_checkpoint, write_checkpoint
 from petl_ray.training.occupant import Occupant
 from petl_ray.training.rounds import plan_rounds
@@ -25,6 +26,7 @@ from petl_ray.training.session import Session, open_session
 from petl_ray.training.sharing import Sharing
 from petl_ray.verb import SlotSession
 from tests.plainstep import PlainStep
+from tests.training.passes import passes_of
 from tests.training.questions import dataset, locked, recipe
 
 
@@ -153,6 +155,31 @@ def test_micro_batches_change_nothing_but_rounding(
     assert _distance(_weights(session, "plain", tmp_path / "a"), _weights(session, "cut", tmp_path / "b")) < 2e-5
 
 
+@pytest.mark.parametrize(("batch_size", "step"), [(4, LENGTH_STEP), (32, 1)], ids=["small", "large"])
+def test_no_pass_is_longer_than_the_bucket_of_its_longest_row(
+    base: LockedBase, moods: Path, batch_size: int, step: int
+) -> None:
+    """Steps that keep the device busy by themselves are not padded for anybody's sake."""
+    specs = [recipe(base, batch_size=batch_size, seed=seed, max_length=21) for seed in (0, 1)]
+    session = open_session(specs[0], 2, 1)
+    for key, spec in zip("ab", specs, strict=True):
+        session.admit(key, spec, moods)
+        session.aim(key, 1.0)
+    with passes_of(session) as passes:
+        for _ in range(5):
+            session.turn()
+    session.close()
+    found = [
+        (
+            max(segment.input_ids.shape[1] for segment in segments),
+            max(int(segment.attention_mask.sum(1).max()) for segment in segments),
+        )
+        for segments in passes
+    ]
+    assert all(width == min(21, -(-longest // step) * step) for width, longest in found), found
+    assert len({longest for _, longest in found}) > 1
+
+
 def test_lora_plus_steps_b_further_than_a(base: LockedBase, moods: Path) -> None:
     """AdamW's first step is as long as the rate, whatever the gradient; B is the one that has a gradient then."""
     moved = {}
@@ -232,3 +259,17 @@ def test_closing_a_session_leaves_the_base_as_it_was(base: LockedBase, moods: Pa
     session.advance({"a": 0.3})
     session.close()
     assert session.loaded.weights_digest() == before
+
+
+def test_only_the_newest_datasets_and_those_in_use_stay_tokenised(base: LockedBase, moods: Path) -> None:
+    """A search over lengths has as many as there are lengths; one that comes again is read again, with the same bits."""
+    lengths = [16, 18, 20, 22, 24, 26, 28]
+    session, scores = open_session(recipe(base), slots=2, threads=1), []
+    session.admit("stays", recipe(base, max_length=14), moods)
+    for length in [*lengths, lengths[0]]:
+        session.admit("comes", recipe(base, max_length=length, method={"kind": "head"}), moods)
+        scores.append(session.advance({"comes": 0.5})["comes"]["loss"])
+        session.drop("comes")
+    assert {length for _, length, _ in session._rows} == {14, 24, 26, 28, 16}
+    assert {id(rows) for rows in session._rows.values()} >= {key[1] for key in session._prefixes._known}
+    assert scores[0] == scores[-1]

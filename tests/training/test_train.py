@@ -16,11 +16,13 @@ import torch
 from safetensors.torch import load_file
 
 from petl_ray.artifact import Adapter, Dataset, parse_artifact
-from petl_ray.bank import ServingBank
-from petl_ray.errors import DataError, PetlRayError, RunCancelled, TrainingError
+from petl_ray.bank import Bank, ServingBank
+from petl_ray.errors import DataError, PetlRayError, RunCancelled, TemporaryError, TrainingError
 from petl_ray.methods import read_adapter
 from petl_ray.models import BaseSpec, LockedBase, load_base, resolve
-from petl_ray.training import train
+from petl_ray.training import TrainSpec, train
+from petl_ray.training.checkpoint import read_checkpoint, write_checkpoint
+from petl_ray.training.session import open_session
 from petl_ray.training.train import FILES
 from petl_ray.verb import Question
 from tests.plainstep import PlainStep
@@ -163,6 +165,30 @@ def test_a_broken_checkpoint_costs_its_work_and_not_the_step(base: LockedBase, r
     assert train(spec, moods, step=step).digest == train(spec, moods, step=_step(root, "untorn")).digest
 
 
+def test_a_device_that_fails_is_nobodys_fault_and_what_was_trained_goes_on_elsewhere(
+    base: LockedBase, root: Path, moods: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, forward, left = recipe(base, checkpoint_every_s=1e-6), Bank.forward, 9
+
+    def failing(*asked: Any, **how: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+        return forward(*asked, **how)
+
+    steps = [_step(root, "lost-0"), _step(root, "lost-1")]
+    questions = [Question(name, spec, (moods,)) for name in ("a", "b")]
+    with monkeypatch.context() as here:
+        here.setattr(Bank, "forward", failing)
+        with pytest.raises(TemporaryError, match="the device failed: CUDA error"):
+            dict(train.answer_all(questions, steps))
+    progress = steps[0].load_progress()
+    assert progress is not None and 0 < progress.note["step"] < progress.note["steps"]
+    answers, alone = dict(train.answer_all(questions, steps)), train(spec, moods, step=_step(root, "kept"))
+    assert [answer.digest for answer in answers.values() if isinstance(answer, Adapter)] == [alone.digest] * 2
+
+
 def test_golden_answers_are_what_serving_gives(base: LockedBase, root: Path, moods: Dataset) -> None:
     step = _step(root, "golden")
     files = step.fetch(train(recipe(base), moods, step=step))
@@ -193,23 +219,23 @@ def test_peft_gives_the_golden_answers_too(base: LockedBase, root: Path, moods: 
 def test_one_failing_question_leaves_its_neighbours_their_own_bits(
     base: LockedBase, root: Path, moods: Dataset
 ) -> None:
+    """One is refused before it trains, one diverges in the first pass that it takes part in."""
     steps = [_step(root, f"pack-{index}") for index in range(4)]
-    wrong = dataset(steps[1], causal=True)
+    wrong, sick = dataset(steps[1], causal=True), recipe(base, seed=1)
+    leave_a_sick_checkpoint(steps[2], sick, moods)
     questions = [
         Question("a", recipe(base), (moods,)),
         Question("b", recipe(base), (wrong,)),
-        Question(
-            "c", recipe(base, learning_rate=1.0, gradient_clip=None, head_learning_rate=1.0, epochs=0.1), (moods,)
-        ),
+        Question("c", sick, (moods,)),
         Question("d", recipe(base, method={"kind": "head"}), (moods,)),
     ]
     answers = dict(train.answer_all(questions, steps))
     assert isinstance(answers[1], DataError)
+    assert isinstance(answers[2], TrainingError) and "not finite at step 0 of 24" in str(answers[2])
     alone = train(recipe(base), moods, step=_step(root, "alone"))
     assert isinstance(answers[0], Adapter) and answers[0].digest == alone.digest
     head = train(recipe(base, method={"kind": "head"}), moods, step=_step(root, "alone-head"))
     assert isinstance(answers[3], Adapter) and answers[3].digest == head.digest
-    assert isinstance(answers[2], Adapter | PetlRayError)
 
 
 def test_a_base_that_is_gone_fails_its_own_questions_only(
@@ -224,19 +250,22 @@ def test_a_base_that_is_gone_fails_its_own_questions_only(
     assert isinstance(answers[1], Adapter)
 
 
-def test_divergence_is_an_error_that_names_the_rate(base: LockedBase, root: Path, moods: Dataset) -> None:
-    from petl_ray.training.checkpoint import read_checkpoint, write_checkpoint
-    from petl_ray.training.session import open_session
-
-    step = _step(root, "sick")
-    session = open_session(recipe(base), 1, 1)
-    session.admit("moods", recipe(base), step.fetch(moods))
+def leave_a_sick_checkpoint(step: PlainStep, spec: TrainSpec, moods: Dataset) -> None:
+    """Whoever continues from it diverges at once: some of its weights are no numbers."""
+    session = open_session(spec, 1, 1)
+    session.admit("moods", spec, step.fetch(moods))
     session.save("moods", step.out / "c")
+    session.close()
     tensors, facts = read_checkpoint(step.out / "c")
     name = next(name for name in tensors if "lora_A" in name)
     tensors[name].fill_(float("nan"))
     write_checkpoint(step.out / "c", tensors, facts)
     step.save_progress(step.out / "c", {"step": 0})
+
+
+def test_divergence_is_an_error_that_names_the_rate(base: LockedBase, root: Path, moods: Dataset) -> None:
+    step = _step(root, "sick")
+    leave_a_sick_checkpoint(step, recipe(base), moods)
     with pytest.raises(TrainingError, match=r"learning rate 0\.005 may be too high"):
         train(recipe(base), moods, step=step)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +29,17 @@ from tests.tuning.searches import DiesAfter, Killed, assert_same_search, others_
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def test_several_searches_share_one_run_and_end_as_each_would_alone(tmp_path: Path) -> None:
+def test_several_searches_share_one_run_and_end_as_each_would_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[on_ray.Packs] = []
+    ask_for_one = on_ray.Packs._open
+
+    def count(room: on_ray.Packs) -> None:
+        asked.append(room)
+        ask_for_one(room)
+
+    monkeypatch.setattr(on_ray.Packs, "_open", count)
     steps = [PlainStep(tmp_path / name) for name in "abc"]
     specs = [
         ask(),
@@ -40,6 +51,7 @@ def test_several_searches_share_one_run_and_end_as_each_would_alone(tmp_path: Pa
     ]
     found = list(dict(search_all(questions, steps, train=train)).values())
     assert [trial.trials for trial in found if isinstance(trial, Trial)] == [8, 8, 3]
+    assert len(asked) == 1, "all three trained in one process"
     for step, trial in zip(steps, found, strict=True):
         assert isinstance(trial, Trial)
         lines = table(step, trial)
@@ -125,15 +137,45 @@ def test_a_search_that_is_all_recorded_trains_nothing_and_starts_no_pack(step: P
     assert again.digest == first.digest and again.about["trained_rungs"] == 0
 
 
-@pytest.mark.parametrize(
-    "scheduler", ["asha", *(pytest.param(name, marks=pytest.mark.long) for name in ("median", "none"))]
-)
+def test_a_trials_process_loads_no_torch(step: PlainStep, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is one for every slot; what it took to load would be paid as often. Looked at as Tune has started them, after
+    they have carried an order."""
+    loaded: list[list[str]] = []
+    result = Judge.on_trial_result
+
+    def look_inside(judge: Judge, controller: Any, trial: Any, facts: dict[str, Any]) -> str:
+        process = trial.temporary_state.ray_actor
+        loaded.append(ray.get(process.__ray_call__.remote(lambda _: list(sys.modules)), timeout=60))
+        return result(judge, controller, trial, facts)
+
+    monkeypatch.setattr(Judge, "on_trial_result", look_inside)
+    run(step, ask(trials=2))
+    assert len(loaded) >= len(rungs(step)) > 0
+    for modules in loaded:
+        assert "petl_ray.tuning.on_ray" in modules
+        assert not {"torch", "transformers", "peft", "bitsandbytes"} & set(modules)
+
+
+@pytest.mark.parametrize("scheduler", ["asha", pytest.param("none", marks=pytest.mark.long)])
 def test_asynchronous_decisions_are_tunes_own(step: PlainStep, scheduler: str) -> None:
     found = run(step, ask(decisions="async", scheduler=scheduler, trials=12))
     states = found.about["states"]
     assert sum(states.values()) == found.trials == 12
     assert table(step, found)[0]["state"] == "finished"
-    assert ("stopped" in states) == (scheduler == "asha") or scheduler == "median"
+    assert ("stopped" in states) == (scheduler == "asha")
+
+
+@pytest.mark.long
+def test_tunes_median_rule_stops_who_is_worse_than_most_at_its_first_rung(step: PlainStep) -> None:
+    """The last two are far worse than all before them, of whom six have come to an end when they begin."""
+    good, bad = [0.002 + 0.0001 * index for index in range(8)], [1e-9, 1e-8]
+    space = {"learning_rate": [*good, *bad]}
+    found = run(step, ask(decisions="async", scheduler="median", algorithm="grid", space=space, trials=11))
+    lines = table(step, found)
+    rates = [line["overrides"].get("learning_rate") for line in lines]
+    assert rates == [None, *good, *bad]
+    assert [(line["state"], list(line["scores"])) for line in lines[-2:]] == [("stopped", ["0.125"])] * 2
+    assert "finished" in [line["state"] for line in lines[1:-2]], "the rule stops nobody who leads"
 
 
 def test_tunes_milestones_are_the_rungs_of_the_search_whatever_their_distances() -> None:

@@ -1,13 +1,18 @@
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from petl_ray.errors import TemporaryError
-from petl_ray.tuning.pack import Order, Pack
+from petl_ray.errors import BaseModelError, CapacityError, PetlRayError, TemporaryError
+from petl_ray.spec import Spec
+from petl_ray.tuning.pack import Order, Pack, PackBroken
+from petl_ray.tuning.sessions import NoSession
 from petl_ray.verb import Turn
+from tests.tuning.fake_training import session as mini_room
 from tests.tuning.fake_training.session import MiniSession
 from tests.tuning.fake_training.spec import Lora, MiniSpec
 
@@ -140,7 +145,7 @@ def test_a_broken_turn_breaks_everybody_in_it_and_nobody_after(pack: Pack, monke
         pack.advance(order(2, 0))
     monkeypatch.undo()
     assert pack.advance(order(2, 0))["score"] != expected["score"]
-    with pytest.raises(RuntimeError, match="a turn broke"):  # whoever looks after packs replaces it
+    with pytest.raises(PackBroken, match=r"a turn broke.*the device is gone"):  # whoever looks after packs replaces it
         pack.has("q0/1", 0)
 
 
@@ -152,3 +157,125 @@ def test_an_order_that_is_asked_for_again_is_not_trained_again(pack: Pack, tmp_p
     assert twice[0] == twice[1] == pack.advance(first)
     pack.advance(order(1, 1, recipe))
     assert (tmp_path / "trained").read_text().splitlines() == ["q0/1 0 25", "q0/1 25 50"]
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    return fails
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (BaseModelError("hub:nobody/base", "the hub does not give it"), BaseModelError),
+        (TemporaryError("hub:nobody/base", "the hub does not answer"), TemporaryError),
+        (torch.OutOfMemoryError("CUDA out of memory"), CapacityError),
+        (torch.AcceleratorError("CUDA error: unknown error"), TemporaryError),
+        (ImportError("no such library"), PetlRayError),
+    ],
+    ids=lambda one: getattr(one, "__name__", str(one)),
+)
+def test_a_base_that_cannot_be_opened_is_no_verdict_on_any_trial(
+    pack: Pack, error: Exception, reason: type[PetlRayError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = list[int]()
+    monkeypatch.setattr(mini_room, "open_session", lambda *_: opened.append(1) or raising(error)())
+    for ask in (pack.advance, lambda one: pack.weigh([one]), lambda one: pack.has(one.key, one.rung)):
+        with pytest.raises(NoSession) as told:
+            ask(order(1, 0))
+        assert isinstance(told.value.reason, reason) and str(error).rstrip(".") in str(told.value)
+    (figures,) = pack.footprints([order(1, 0)])
+    assert isinstance(figures["unopened"], NoSession)
+    assert len(opened) == 1, "a hub that does not answer is not waited for again and again"
+
+
+def test_a_base_that_cannot_be_opened_leaves_trials_over_another_alone(
+    pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opens = mini_room.open_session
+
+    def open_session(spec: Spec, slots: int, threads: int) -> MiniSession:
+        if getattr(spec, "base", "") == "lost":
+            raise BaseModelError("lost", "no such directory")
+        return opens(spec, slots, threads)
+
+    monkeypatch.setattr(mini_room, "open_session", open_session)
+    with pytest.raises(NoSession):
+        pack.advance(order(1, 0, MiniSpec(base="lost")))
+    assert pack.advance(order(2, 0))["steps"] == 25 and pack.has("q0/2", 0)
+
+
+@pytest.mark.parametrize("moment", ["admit", "save"])
+def test_a_device_that_fails_for_one_trial_ends_the_process(
+    pack: Pack, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MiniSession, moment, raising(RuntimeError("CUDA error: an illegal memory access")))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        pack.advance(order(1, 0))
+    with pytest.raises(PackBroken, match="its device failed: RuntimeError: CUDA error"):
+        pack.has("q0/1", 0)
+
+
+def test_a_slot_that_cannot_be_freed_ends_the_process_and_everybody_is_answered(
+    pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MiniSession, "turn", raising(RuntimeError("the device is gone")))
+    monkeypatch.setattr(MiniSession, "drop", raising(RuntimeError("the device is gone")))
+    for number in (1, 2):
+        with pytest.raises(RuntimeError, match="the device is gone"):
+            pack.advance(order(number, 0))
+    with pytest.raises(PackBroken):
+        pack.has("q0/1", 0)
+
+
+class Narrow:
+    """Memory for the slot of one trial at a time, and for that of trial 9 never."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.company: list[int] = []
+        admit, turn = MiniSession.admit, MiniSession.turn
+
+        def narrow(session: MiniSession, key: str, *question: Any) -> None:
+            if session._slots or key == "q0/9":
+                raise CapacityError(f"memory for {key}", "out of memory")
+            admit(session, key, *question)
+
+        def seen(session: MiniSession) -> Turn:
+            self.company.append(len(session._slots))
+            return turn(session)
+
+        monkeypatch.setattr(MiniSession, "admit", narrow)
+        monkeypatch.setattr(MiniSession, "turn", seen)
+
+
+def test_who_does_not_fit_beside_others_waits_until_they_are_done(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = [scores(pack, *(order(number, rung) for rung in range(3))) for number in range(3)]
+    room, slow = Narrow(monkeypatch), Pack(DOOR, slots=3, threads=1)
+    slow.put_data("q0", ROWS)
+    for rung in range(3):
+        orders = [order(number, rung, MiniSpec(seed=number)) for number in range(3)]
+        answers = list(ThreadPoolExecutor(3).map(slow.advance, orders))
+        assert [answer["score"] for answer in answers] == [mine[rung] for mine in alone]
+    assert set(room.company) == {1}
+    slow.close()
+
+
+def test_who_does_not_fit_even_alone_is_refused_when_it_is_alone(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    Narrow(monkeypatch)
+    with ThreadPoolExecutor(2) as callers:
+        first = callers.submit(pack.advance, order(1, 0, MiniSpec(pause_s=2.0)))
+        deadline = time.monotonic() + 10
+        while "q0/1" not in pack._under_way and time.monotonic() < deadline:
+            time.sleep(0.01)
+        refused = callers.submit(pack.advance, order(9, 0))
+        assert refused.result()["only_here"] == "memory"
+    assert first.result()["steps"] == 25 and not pack._resident, "who stayed in a slot had to make room as well"
+
+
+def test_a_trial_that_is_forgotten_leaves_its_slot_and_its_checkpoint(pack: Pack) -> None:
+    scores(pack, order(1, 0), order(2, 0))
+    pack.forget("q0/1")
+    assert scores(pack, order(2, 1)), "what is asked later is done later"
+    assert pack.checkpoint("q0/1", 0) == {} and pack.checkpoint("q0/2", 1) and list(pack._resident) == ["q0/2"]

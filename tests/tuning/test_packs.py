@@ -30,17 +30,25 @@ def test_a_search_goes_on_with_the_packs_that_have_room(tmp_path: Path) -> None:
     assert run(whole, ask(trials=4)).digest == found.digest
 
 
-def test_a_pack_that_comes_up_later_joins(tmp_path: Path) -> None:
-    class Frees(PlainStep):
-        def report(self, event: str, /, **facts: Any) -> None:
-            super().report(event, **facts)
-            if len(rungs(self)) == 1:
-                free()
+def test_a_pack_that_comes_up_later_joins_and_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is room for it when the first rung has been trained; the others of that rung wait until it is up."""
+    files, trained_by = Packs.files, list[int]()
 
-    step = Frees(tmp_path, resources=Resources(packs=2))
+    def checkpoint(room: Packs, key: str, rung: int) -> Any:
+        if not trained_by:
+            free()
+            ray.get([pack.ready for pack in room._packs.values()], timeout=60)
+        found = files(room, key, rung)
+        if found:
+            trained_by.append(room.last[key])
+        return found
+
+    monkeypatch.setattr(Packs, "files", checkpoint)
+    step = PlainStep(tmp_path, resources=Resources(packs=2))
     with others_hold(1) as free:
         run(step, ask(MiniSpec(pause_s=1.0), trials=4))
     assert packs(step) == [1, 2]
+    assert set(trained_by) == {0, 1}, "each has trials whose checkpoints come from it"
 
 
 class Continues(PlainStep):

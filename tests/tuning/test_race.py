@@ -54,20 +54,26 @@ def test_trial_0_is_the_recipe_and_runs_to_the_end_however_bad() -> None:
     assert race.winner().number != 0
 
 
-def test_where_all_score_alike_the_losses_say_who_goes_on_and_a_resumed_race_hears_the_same() -> None:
-    """A few steps in, every trial may answer with the commonest label: nobody would be stopped, or anybody."""
-    losses = {number: 0.7 - 0.01 * (number % 7) for number in range(16)}
+def test_where_all_score_alike_their_share_goes_on_by_lot_and_a_resumed_race_draws_the_same() -> None:
+    """A few steps in, every trial may answer with the commonest label: those that have moved least, which will learn
+    nothing, have the lowest loss then, and a grid asks for all of one value before it asks for the next."""
+    grid = {"method.rank": [2, 4, 8, 16], "learning_rate": [1e-4, 3e-4, 1e-3, 3e-3, 6e-3, 1e-2, 3e-2, 6e-2]}
 
     def facts(candidate: Any) -> dict[str, float]:
-        return {"score": 0.5, "loss": losses[candidate.number]}
+        rate = candidate.spec.learning_rate
+        learns = candidate.rung > 0 and 1e-3 <= rate <= 6e-3
+        return {"score": 0.8 if learns else 0.49, "loss": rate}
 
-    tables = []
-    for seed in (None, 4):
-        race = ride(ask(trials=16, generation=16, rungs=(0.25, 1.0), reduction=4.0), seed, facts=facts)
-        tables.append([candidate.row() for candidate in race.candidates])
-        finished = [candidate.number for candidate in race.candidates if candidate.phase == "finished"]
-        assert finished == [0, 5, 6, 12, 13], "the best quarter by loss, and the recipe itself"
-    assert tables[0] == tables[1]
+    finished = []
+    for seed, order in ((0, None), (0, 4), (1, None)):
+        spec = ask(space=grid, algorithm="grid", trials=32, generation=32, rungs=(0.1, 0.4, 1.0), reduction=4.0)
+        race = ride(spec.model_copy(update={"seed": seed}), order, facts=facts)
+        assert [len(one.scores) for one in race.candidates].count(1) in (23, 24), "eight of 32 go on, and the recipe"
+        assert race.winner().scores[1.0] == 0.8
+        finished.append([one.number for one in race.candidates if one.phase == "finished"])
+        asked = [one for one in race.candidates if len(one.scores) > 1 and one.number]
+        assert len({one.spec.learning_rate for one in asked}) >= 4, "from all over the grid"
+    assert finished[0] == finished[1] != finished[2]
 
 
 def test_of_equal_scores_the_lowest_number_wins() -> None:

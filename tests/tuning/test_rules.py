@@ -7,19 +7,24 @@ def test_better_knows_both_directions() -> None:
     assert better("max", 2, 1) and not better("max", 1, 1) and better("min", 1, 2)
 
 
-def test_asha_keeps_the_best_share_and_ties_with_its_last() -> None:
+def test_asha_keeps_the_best_share() -> None:
     scores = [Standing(score) for score in (0.1, 0.4, 0.3, 0.2)]
     assert [asha_keeps("max", score, scores, 2.0) for score in scores] == [False, True, True, False]
     assert [asha_keeps("min", score, scores, 2.0) for score in scores] == [True, False, False, True]
-    alike = [Standing(score) for score in (0.5, 0.5, 0.5, 0.1)]
-    assert [asha_keeps("max", score, alike, 4.0) for score in alike] == [True, True, True, False]
 
 
-def test_of_equal_scores_the_lower_loss_goes_on_and_no_loss_outweighs_a_score() -> None:
+def test_equal_scores_draw_lots_for_the_places_that_are_left_and_no_lot_outweighs_a_score() -> None:
     mode: Any
     for mode, best in (("max", 0.6), ("min", 0.4)):
-        standings = [Standing(0.5, 0.7), Standing(0.5, 0.6), Standing(0.5, 0.65), Standing(best, 9.0)]
-        assert [asha_keeps(mode, one, standings, 2.0) for one in standings] == [False, True, False, True]
+        kept = []
+        for seed in range(40):
+            standings = [Standing.drawn(score, seed, 0, number) for number, score in enumerate((0.5, 0.5, 0.5, best))]
+            again = [Standing.drawn(score, seed, 0, number) for number, score in enumerate((0.5, 0.5, 0.5, best))]
+            goes_on = [asha_keeps(mode, one, standings, 2.0) for one in standings]
+            assert goes_on == [asha_keeps(mode, one, again, 2.0) for one in again]
+            assert goes_on[3] and sum(goes_on) == 2
+            kept.append(goes_on.index(True))
+        assert all(kept.count(number) >= 5 for number in (0, 1, 2)), "everybody has the same chance"
 
 
 def test_asha_keeps_at_least_one() -> None:

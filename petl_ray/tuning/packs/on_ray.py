@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import ray
 
-from petl_ray.bank.memory import Machine, Takes
-from petl_ray.errors import CapacityError, PermanentError, PetlRayError
+from petl_ray.errors import CapacityError, PermanentError, PetlRayError, PlanError
 from petl_ray.tuning.hunt import Hunt
-from petl_ray.tuning.layout import Demand, Layout, largest, lay_out, most_each, trials_under_way
+from petl_ray.tuning.layout import Layout, most_each, trials_under_way
 from petl_ray.tuning.ledger import Files
-from petl_ray.tuning.pack import Order, Pack
+from petl_ray.tuning.pack import Order, Pack, PackBroken
+from petl_ray.tuning.packs.losses import Losses, last_line, search_of
+from petl_ray.tuning.sessions import NoSession
+from petl_ray.tuning.turns import plan_turns
 from petl_ray.verb import Resources
 
 NAMESPACE = "petl-ray"
@@ -22,6 +25,7 @@ RETRIES = 3  # of a trial, and of every pack on the average
 _START_S = 5.0  # for the first pack of a search, where the cluster has room
 _CHECK_S = 1.0
 _FIGURES_S = 2.0  # for what a pack took, when all is over
+_CLOSE_S = 1.0  # for a turn that is under way when a pack is closed
 
 
 class PackLost(Exception):
@@ -74,6 +78,8 @@ class Packs:
         self._figures: Figures | None = None  # promised by a pack
         self.under_way: dict[str, int] = {}  # trial key -> index of the pack that trains it now
         self.last: dict[str, int] = {}  # trial key -> index of the pack that trained it last
+        self._losses = Losses(hunts)
+        self._held: dict[str, set[int]] = {}  # trial key -> packs that have been given its orders
         self._orphaned: dict[str, int] = {}  # trial key -> index of the pack that has its order, for nobody
 
     @property
@@ -90,8 +96,10 @@ class Packs:
         return min(2 if self._resources.slots_by_memory else self._resources.slots + 1, busy)
 
     def defers(self, search: str) -> bool:
-        """Whether a search waits for its turn."""
-        return any(hunt.name == search for turn in self._later for hunt in turn)
+        """Whether a search waits for its turn, or for a pack that may have its base."""
+        if any(hunt.name == search for turn in self._later for hunt in turn):
+            return True
+        return self._losses.waits(search, [index for index, pack in self._packs.items() if pack.up])
 
     def look(self, patience_s: float = 0.0) -> None:
         """See which packs came up, waiting for the first of them no longer than `patience_s`."""
@@ -110,6 +118,7 @@ class Packs:
             for hunt in self._hunts.values():
                 if not hunt.over:
                     hunt.placed(self._told, self._asked)
+        self._put_away_the_useless()
         if self._later and all(hunt.over for hunt in self._turn):
             self._next_turn()
         if self._layout is None and self.count:
@@ -120,7 +129,8 @@ class Packs:
 
     def choose(self, key: str) -> int | None:
         """The pack with the fewest orders; of equals the one that trained the trial last, and before all the one that
-        has its order from a process that died. None while none is ready."""
+        has its order from a process that died. One in which it failed only if there is no other; none that lacks its
+        base. None while none is ready."""
         if not self._opened:
             for _ in range(self._asked):
                 self._open()
@@ -134,12 +144,15 @@ class Packs:
             return None
         if key in self._orphaned:
             return self._orphaned[key]
-        busy = list(self.under_way.values())
-        up = [index for index, pack in self._packs.items() if pack.up]
-        return min(up, key=lambda index: (busy.count(index), self.last.get(key) != index, index), default=None)
+        busy, last, losses = list(self.under_way.values()), self.last.get(key), self._losses
+        up = [index for index, pack in self._packs.items() if pack.up and losses.can(index, search_of(key))]
+        return min(up, key=lambda one: (losses.has_failed(one, key), busy.count(one), last != one, one), default=None)
 
     def prepare(self, order: Order, index: int) -> str | None:
-        """Bring what `order` needs to pack `index`; returns the actor's name, None if it was lost."""
+        """Bring what `order` needs to pack `index`; returns the actor's name, None if it was lost.
+
+        Raises CapacityError where the cluster's object store has no room for the rows, and whatever reading them raises.
+        """
         pack, hunt = self._packs[index], self._hunts[order.search]
         checkpoint = hunt.ledger.checkpoint(order.number) if order.rung else None
         try:
@@ -148,7 +161,7 @@ class Packs:
                 pack.laid_out = True
             if order.search not in pack.holds:
                 if order.search not in self._rows:
-                    self._rows[order.search] = ray.put(hunt.rows())
+                    self._rows[order.search] = _shared(hunt.rows())
                 self._desk(index, "put_data", order.search, self._rows[order.search])
                 pack.holds.add(order.search)
             if checkpoint is not None and self.last.get(order.key) != index:
@@ -156,6 +169,7 @@ class Packs:
         except PackLost:
             return None
         self.last[order.key] = index
+        self._held.setdefault(order.key, set()).add(index)
         self._orphaned.pop(order.key, None)
         return pack.name
 
@@ -175,42 +189,56 @@ class Packs:
     def weigh(self, orders: list[Order]) -> Any:
         """A promise of the costs of `orders`; None while no pack is up."""
         index = self.choose(orders[0].key)
-        return None if index is None else (index, self._packs[index].actor.weigh.remote(orders))
+        return None if index is None else (index, self._packs[index].actor.weigh.remote(orders), orders[0].search)
 
     def costs(self, promise: Any) -> list[dict[str, Any]] | None:
         """What was promised: None while it is not there, empty if the pack was lost.
 
         Raises PermanentError where the session cannot say.
         """
-        index, answer = promise
+        index, answer, search = promise
         if not ray.wait([answer], timeout=0)[0]:
             return None
         try:
             return cast("list[dict[str, Any]]", ray.get(answer))
         except ray.exceptions.RayTaskError as error:
-            raise PermanentError("search.limits", str(error).strip().splitlines()[-1], "no cost is known") from error
+            if not isinstance(error.cause, NoSession):
+                raise PermanentError("search.limits", last_line(error), "no cost is known") from error
+            self._lacks(index, search, error.cause)
+            return []
         except ray.exceptions.RayError as error:
             self._gone(index, error)
             return []
 
-    def lost(self, key: str, rung: int) -> None:
+    def lost(self, key: str, rung: int) -> bool:
         """A trial broke: see whether its pack is still there and has its order; if not, bring its checkpoint again. A pack
-        that broke as a whole makes way for another process."""
-        index = self.under_way.pop(key, None)
+        that broke as a whole makes way for another process. True where it could not even open the trial's base."""
+        index = self.under_way.pop(key, -1)
         self.last.pop(key, None)
         try:
             if self._desk(index, "has", key, rung):
-                self._orphaned[key] = cast("int", index)
+                self._orphaned[key] = index
+            else:
+                self._losses.failed(index, key)
         except PackLost:
-            pass
-        except ray.exceptions.RayTaskError as error:
-            self._gone(cast("int", index), error)
+            return index in self._losses.put_away
+        except NoSession as error:
+            self._lacks(index, search_of(key), error)
+            return True
+        except (PackBroken, PetlRayError) as error:
+            self._gone(index, error)
+        return False
+
+    def keep(self, search: str, going: set[str]) -> None:
+        """Of a search only the trials of these keys may train on: packs forget the others, with their checkpoints."""
+        for key in [key for key in self._held if search_of(key) == search and key not in going]:
+            for index in self._held.pop(key) & self._packs.keys():
+                self._packs[index].actor.forget.options(concurrency_group="desk").remote(key)
 
     def close(self) -> None:
         """End the actors, after hearing what their slots took."""
         self._hear_figures()
-        for pack in self._packs.values():
-            ray.kill(pack.actor)
+        _end(list(self._packs.values()))
         self._packs.clear()
 
     def _hear_figures(self) -> None:
@@ -252,44 +280,23 @@ class Packs:
             return
         asked, self._figures = self._figures, None
         try:
-            self._decide(asked.of, ray.get(asked.answer))
+            figures = ray.get(asked.answer)
         except ray.exceptions.RayError as error:
             self._gone(asked.index, error)
+            return
+        for order, told in zip(asked.orders, figures, strict=True):
+            if "unopened" in told:
+                self._lacks(asked.index, order.search, told["unopened"])
+        if asked.index in self._packs:  # another one is asked otherwise
+            self._decide(asked.of, figures)
 
     def _decide(self, of: list[tuple[Hunt, int]], figures: list[dict[str, Any]]) -> None:
-        """Lay out what fits, session by session where it does not fit together; a search that would not fit if it were
-        alone fails alone."""
-        engine, beside, measured = of[0][0].spec.engine, _beside(self._resources), []
-        with suppress(PetlRayError):  # it only makes the estimate better
-            measured = of[0][0].step.remembered("memory")
-        going: list[tuple[Hunt, list[Demand]]] = []
-        for hunt, count in of:
-            mine, figures = figures[:count], figures[count:]
-            demands = [] if "refused" in mine[0] else [_demand(hunt, mine)]
-            try:
-                lay_out(engine, self._resources, beside, demands, measured)
-                going.append((hunt, demands))
-            except PetlRayError as error:
-                hunt.fail(error)
-
-        def together(turn: list[tuple[Hunt, list[Demand]]]) -> Layout:
-            demands = [demand for _, mine in turn for demand in mine]
-            trials = trials_under_way(hunt.spec for hunt, _ in turn)
-            return lay_out(engine, self._resources, beside, demands, measured, trials)
-
-        try:
-            self._layout = together(going)
-        except CapacityError:
-            turns: dict[str, list[tuple[Hunt, list[Demand]]]] = {}
-            for hunt, demands in going:
-                turns.setdefault(demands[0].session if demands else "", []).append((hunt, demands))
-            going, *later = turns.values()
-            self._later = [[hunt for hunt, _ in turn] for turn in later]
-            self._turn = [hunt for hunt, _ in going]
-            self._layout = together(going)
-        for hunt, _ in going:
+        """Lay out the searches whose turn it is now."""
+        turns = plan_turns(of, figures, self._resources, _beside(self._resources))
+        self._layout, self._turn, self._later = turns.layout, turns.now, turns.later
+        for hunt in self._turn:
             hunt.laid_out(self._layout, self._asked)
-        if self._later or len(going) < len(of):
+        if self._later or len(self._turn) < len(of):
             self._leave_sessions()  # they may hold a base whose turn it is not
 
     def _open(self) -> None:
@@ -307,24 +314,43 @@ class Packs:
         self._packs[self._opened] = PackActor(name, actor, actor.__ray_ready__.remote())
         self._opened += 1
 
+    def _lacks(self, index: int, search: str, error: NoSession) -> None:
+        """A pack could not open the base of a search: it trains others if it can, or makes way for another process."""
+        self._losses.lacks(index, search, error)
+        self._put_away_the_useless()
+        self._end_the_stranded(error)
+
+    def _put_away_the_useless(self) -> None:
+        going = [name for name, hunt in self._hunts.items() if not hunt.over]
+        for index, error in self._losses.useless(list(self._packs), going).items():
+            self._losses.put_away.add(index)
+            self._gone(index, error)
+
     def _gone(self, index: int, error: Exception) -> None:
-        """A pack was lost: ask for another, or end every search where that happened too often."""
+        """A pack was lost: ask for another, unless that happened too often."""
         pack = self._packs.pop(index, None)
         if pack is None:
             return
-        ray.kill(pack.actor)  # it may be cut off, and not dead
+        _end([pack])  # it may be cut off, and not dead
         for trials in (self.last, self._orphaned):
             for key in [key for key, other in trials.items() if other == index]:
                 del trials[key]
-        if self._opened < (RETRIES + 1) * self._asked:
+        question = isinstance(error, NoSession) and isinstance(error.reason, PlanError)  # which no process answers
+        if self._opened < (RETRIES + 1) * self._asked and not question:
             self._open()
-        elif not self._packs:
-            found = str(error).strip().splitlines()[0]
-            for hunt in self._hunts.values():
-                hunt.fail(PermanentError("search", found, "its packs were lost more often than they may be"))
+        self._end_the_stranded(error)
+
+    def _end_the_stranded(self, error: Exception) -> None:
+        """End every search that no pack is left for; `error` was the last that happened to one."""
+        for name, hunt in self._hunts.items():
+            if not (hunt.over or any(self._losses.can(index, name) for index in self._packs)):
+                hunt.fail(self._losses.end(name, self._packs, error))
 
     def _desk(self, index: int | None, method: str, *arguments: Any) -> Any:
-        """Call a method beside the training thread of a pack that was up. Raises PackLost where it no longer is."""
+        """Call a method beside the training thread of a pack that was up, whose own errors are raised as they are.
+
+        Raises PackLost where it no longer is, or cannot use its machine's disk.
+        """
         if index not in self._packs:
             raise PackLost
         asked = getattr(self._packs[index].actor, method).options(concurrency_group="desk").remote(*arguments)
@@ -335,41 +361,37 @@ class Packs:
                 raise PackLost
         try:
             return ray.get(asked)
-        except ray.exceptions.RayTaskError:
-            raise
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, PetlRayError | PackBroken):
+                raise error.cause from None
+            if not isinstance(error.cause, OSError):
+                raise PermanentError(f"a pack's {method}", last_line(error), "it failed beside all training") from error
+            self._gone(index, error.cause)
+            raise PackLost from error
         except ray.exceptions.RayError as error:
             self._gone(index, error)
             raise PackLost from error
 
 
-def _demand(hunt: Hunt, figures: list[dict[str, Any]]) -> Demand:
-    """What one search takes, the recipe first; a trial over its limit of memory is never trained."""
-    limit = hunt.spec.limits.memory_bytes
-    known = [one for one in figures if "refused" not in one]
-    within = [one for one in known if limit is None or one["memory_bytes"] <= limit]
-    recipe = figures[0]
-    return Demand(
-        session=recipe["session"],
-        base=recipe["base"],
-        device=recipe["device"],
-        base_bytes=recipe["base_bytes"],
-        recipe=Takes.told(recipe),
-        widest=largest(Takes.told(one) for one in (recipe, *within)),
-        machine=Machine(recipe["device"], recipe["machine_bytes"], recipe["free_bytes"]),
-        shared=recipe["shared"],
-    )
+def _end(packs: Sequence[PackActor]) -> None:
+    """Let packs remove what they have laid down, those that answer at once; then end them."""
+    asked = [pack.actor.close.options(concurrency_group="desk").remote(_CLOSE_S) for pack in packs if pack.up]
+    if asked:
+        ray.wait(asked, num_returns=len(asked), timeout=2 * _CLOSE_S)
+    for pack in packs:
+        ray.kill(pack.actor)
+
+
+def _shared(rows: Files) -> Any:
+    """Rows in the cluster's object store."""
+    try:
+        return ray.put(rows)
+    except (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError) as error:
+        found = f"no room for {sum(map(len, rows.values()))} bytes of rows"
+        do = "Give Ray a larger object store, or run less beside this"
+        raise CapacityError("the cluster's object store", found, last_line(error)[:200], do) from error
 
 
 def _beside(resources: Resources) -> int:
     """The most packs that share one machine."""
     return resources.beside(machine["Resources"] for machine in ray.nodes() if machine["Alive"])
-
-
-def refuse_what_cannot_be(resources: Resources) -> None:
-    """Raise CapacityError for packs that the machines of the cluster could never hold at once."""
-    machines = [machine["Resources"] for machine in ray.nodes() if machine["Alive"]]
-    packs, fit = max(1, resources.packs), resources.fit(machines)
-    if packs > fit:
-        asked = f"asks for {packs} packs of {max(1, resources.cpus)} CPU and {resources.gpus:g} GPU each"
-        why = f"the {len(machines)} machines of the cluster hold {fit}"
-        raise CapacityError("placement of search", asked, why, "Lower cpus, gpus or packs of search")
