@@ -41,10 +41,11 @@ def memory_estimate(loaded: LoadedBase, method: Any, labels: int, tokens: int) -
     return state_estimate(loaded, count_parameters(loaded.model, method, labels)) + activation_estimate(loaded, tokens)
 
 
-def state_estimate(loaded: LoadedBase, parameters: int) -> int:
-    """Bytes of so many trained parameters with all that training keeps of them: below fp32 a cast copy as well."""
+def state_estimate(loaded: LoadedBase, parameters: int, device: str = "cpu") -> int:
+    """Bytes of so many trained parameters with all that training keeps of them: below fp32 a cast copy as well, and the
+    stack where a `device` multiplies slots together."""
     width = loaded.compute_dtype.itemsize
-    return parameters * (STATE_BYTES + (width if width < 4 else 0))
+    return parameters * (STATE_BYTES + (width if width < 4 else 0) + (STACK_BYTES if device != "cpu" else 0))
 
 
 def activation_estimate(
@@ -172,10 +173,9 @@ def takes(loaded: LoadedBase, device: str, parameters: int, steps: Steps, shared
     of as many tokens as one slot has, or as a shared pass is bounded to (PASS_TOKENS): their activations come once. So
     do chunks of late logits, and states that are kept, on either.
     """
-    state, row = state_estimate(loaded, parameters), steps.activations(loaded, steps.row_tokens)
+    state, row = state_estimate(loaded, parameters, device), steps.activations(loaded, steps.row_tokens)
     row, kept = row + steps.chunk(loaded, steps.row_tokens), steps.kept_bytes
     if device != "cpu":
-        state += parameters * STACK_BYTES
         once = steps.chunk(loaded, steps.tokens) + kept
         return Takes(state + steps.activations(loaded, steps.tokens), once, state, row, kept)
     bound = PASS_TOKENS["fp32" if loaded.base.precision == "fp32" else "other"] if shared else 0

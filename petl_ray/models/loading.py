@@ -136,12 +136,9 @@ def _load_model(base: LockedBase, task_type: TaskType, directory: Path, device: 
                 output_loading_info=True,
                 **options,
             )
-        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, ImportError, MemoryError) as error:
             if is_out_of_memory(error):
-                do = "Quantize it, or load it where there is more memory"
-                raise CapacityError(
-                    base.pinned.uri, "memory ran out as it was loaded", _first_line(error), do
-                ) from error
+                raise _no_room(base, error) from error
             if is_device_fault(error):
                 raise
             raise BaseModelError(base.pinned.uri, "cannot be loaded", _first_line(error)) from error
@@ -149,7 +146,17 @@ def _load_model(base: LockedBase, task_type: TaskType, directory: Path, device: 
     if base.quantization == "nf4":
         settle(model)
         return model
-    return model.to(device)
+    try:
+        return model.to(device)
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise _no_room(base, error) from error
+        raise
+
+
+def _no_room(base: LockedBase, error: Exception) -> CapacityError:
+    do = "Quantize it, or load it where there is more memory"
+    return CapacityError(base.pinned.uri, "memory ran out as it was loaded", _first_line(error), do)
 
 
 def _auto_class(task_type: TaskType) -> Any:

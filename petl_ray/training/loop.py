@@ -11,7 +11,7 @@ import torch
 from petl_ray.bank import Bank
 from petl_ray.errors import PetlRayError
 from petl_ray.models.faults import is_device_fault, is_out_of_memory
-from petl_ray.training.failures import as_failure
+from petl_ray.training.failures import as_failure, let_go
 from petl_ray.training.memory import TokenBudget, too_long
 from petl_ray.training.occupant import Occupant
 from petl_ray.training.optimizer import norms, stride
@@ -44,7 +44,7 @@ def take_step(
         try:
             after_step(each)
         except PetlRayError as error:  # a lost claim, a cancelled run, a full store: this occupant's own end
-            failed[each] = error
+            failed[each] = let_go(error)
     return failed
 
 

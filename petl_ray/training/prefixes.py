@@ -66,9 +66,8 @@ class Prefixes:
 
         Whether they are follows from the rows and the base alone: the bits of an outcome hang on it.
         """
-        tokens = sum(row.length_tokens for row in (*rows.train, *rows.validation))
         width = int(self._loaded.model.config.hidden_size) * self._loaded.compute_dtype.itemsize
-        if not depth or tokens * width > MOST_BYTES:
+        if not depth or rows.tokens * width > MOST_BYTES:
             return None
         prefix = self._known.setdefault((depth, id(rows)), Prefix(self, depth, rows))
         prefix.users.add(user)

@@ -22,7 +22,7 @@ def plan_rounds(
     one may be larger than the rule's bound.
     """
     parts = {each: each.parts(tokens) for each in live}
-    bound = min((one for one in (together, sharing.tokens) if one is not None), default=None)
+    bound = min((one for one in (tokens, together, sharing.tokens) if one is not None), default=None)
     rounds: list[Round] = []
     for turn in range(max((len(mine) for mine in parts.values()), default=0)):
         shelves: dict[tuple[int, ...], list[Round]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,11 @@ class Rows:
     labels: tuple[str, ...]
     train: tuple[Encoded, ...]
     validation: tuple[Encoded, ...]
+
+    @cached_property
+    def tokens(self) -> int:
+        """Of all rows together."""
+        return sum(row.length_tokens for row in (*self.train, *self.validation))
 
     @property
     def lengths(self) -> list[int]:

@@ -39,7 +39,7 @@ from petl_ray.training.sharing import Sharing
 from petl_ray.training.spec import TrainSpec
 from petl_ray.verb import SHARED_FIELDS, Turn
 
-_ROWS_KEPT = 4  # tokenised datasets, by their lengths and templates, beside those that somebody trains on
+_TOKENS_KEPT = 4_000_000  # of tokenised rows, some 130 MB, beside those that somebody trains on
 
 
 def open_session(
@@ -48,7 +48,7 @@ def open_session(
     """Load the base that `template` names once and open `slots` slots over it, on `threads` threads.
 
     `grouped` and `sharing` ask for other products and other passes than suit its device (see `Session`). Raises PlanError
-    if `template` is no TrainSpec, and what loading raises (BaseModelError, CorruptionError).
+    if `template` is no TrainSpec, and what loading raises (see `petl_ray.models.load_base`).
     """
     use_threads(threads)
     return Session(_training(template), slots, grouped=grouped, sharing=sharing)
@@ -118,7 +118,8 @@ class Session:
                 ) from error
             raise
         self._occupants[key] = occupant
-        state = state_estimate(self.loaded, sum(one.trained_parameters for one in self._occupants.values()))
+        trained = sum(one.trained_parameters for one in self._occupants.values())
+        state = state_estimate(self.loaded, trained, self.loaded.device.type)
         self._most = max(self._most, (state, len(self._occupants)))
 
     def aim(self, key: str, share: float) -> None:
@@ -271,12 +272,18 @@ class Session:
         if rows is None:
             rows = read_rows(data, spec.task_type, self.loaded.tokenizer, spec.max_length, spec.template)
         self._rows[known] = rows  # the newest last
-        used = {id(each.rows) for each in self._occupants.values()}
-        for old, others in list(self._rows.items())[:-_ROWS_KEPT]:
-            if id(others) not in used:
-                del self._rows[old]
-                self._prefixes.forget(others)
+        self._forget_rows()
         return rows
+
+    def _forget_rows(self) -> None:
+        """Those that nobody has trained on for longest go where there are too many; the newest stay."""
+        used = {id(each.rows) for each in self._occupants.values()}
+        total = sum(each.tokens for each in self._rows.values())
+        for known, rows in list(self._rows.items())[:-1]:
+            if total > _TOKENS_KEPT and id(rows) not in used:
+                total -= rows.tokens
+                del self._rows[known]
+                self._prefixes.forget(rows)
 
     def _has_arrived(self, occupant: Occupant) -> bool:
         return occupant.diverged or occupant.step >= self._aims[occupant.key]

@@ -64,7 +64,8 @@ class PackRoom(Protocol):
         """Orders that one pack is given at a time."""
 
     def defers(self, search: str) -> bool:
-        """Whether a search, by name, waits until others have ended whose bases have no room beside its own."""
+        """Whether a search, by name, waits until others have ended whose bases have no room beside its own, or for a pack
+        that may open its base."""
 
     def look(self) -> None:
         """See which packs came up."""
@@ -85,7 +86,8 @@ class PackRoom(Protocol):
         """What was promised; None while it is not there, empty if the pack was lost."""
 
     def lost(self, key: str, rung: int) -> bool:
-        """The process or the pack of a trial broke while it trained to `rung`; whether the pack alone is to blame."""
+        """The process or the pack of a trial broke while it trained to `rung`; whether the pack could not even open its
+        base, which no trial is to blame for."""
 
     def keep(self, search: str, going: set[str]) -> None:
         """Of a search only the trials of these keys may train on."""

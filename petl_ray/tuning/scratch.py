@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 _LOCK, _FILES = "lock", "files"
+_MINE = set[Path]()  # of this process: another one before it may have had its id
 
 
 class Scratch:
@@ -26,15 +27,17 @@ class Scratch:
         mine = f"petl-ray-{kind}-{re.sub(r'[^A-Za-z0-9.]', '_', socket.gethostname())}-"
         _sweep(mine)
         self.root = Path(tempfile.mkdtemp(prefix=f"{mine}{os.getpid()}-"))
+        _MINE.add(self.root)
         self._lock = (self.root / _LOCK).open("w")  # for as long as this process lives
         with suppress(OSError):  # a file system without locks: its directories are removed by their own process alone
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self.path = self.root / _FILES
-        self.path.mkdir()
+        self.path.mkdir(parents=True)  # another container's sweep may have come before the lock
 
     def close(self) -> None:
         """Remove the directory."""
         _remove(self.root)
+        _MINE.discard(self.root)
         self._lock.close()
 
 
@@ -42,7 +45,7 @@ def _sweep(prefix: str) -> None:
     """Remove what dead processes have left."""
     for root in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         process = root.name.removeprefix(prefix).partition("-")[0]
-        if not process.isdecimal() or _lives(int(process)):
+        if not process.isdecimal() or root in _MINE or (int(process) != os.getpid() and _lives(int(process))):
             continue
         with suppress(OSError), (root / _LOCK).open("r+") as lock:  # unless it is held, or gone, or not ours to touch
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -27,8 +27,9 @@ class Turns:
 def plan_turns(
     of: Sequence[tuple[Hunt, int]], figures: Sequence[Mapping[str, Any]], resources: Resources, beside: int
 ) -> Turns:
-    """What fits is laid out together, what does not session by session; a search that would not fit if it were alone fails
-    alone. `figures` are of so many orders of each search, `beside` packs share a machine."""
+    """What fits is laid out together, what does not session by session, and last what could not be opened yet; a search that
+    would not fit if it were alone fails alone. `figures` are of so many orders of each search, `beside` packs share one
+    machine."""
     first, measured = of[0][0], list[Mapping[str, Any]]()
     with suppress(PetlRayError):  # it only makes the estimate better
         measured = first.step.remembered("memory")
@@ -39,26 +40,35 @@ def plan_turns(
     def together(turn: Sequence[tuple[Hunt, list[Demand]]]) -> Layout:
         return fit([one for _, mine in turn for one in mine], trials_under_way(hunt.spec for hunt, _ in turn))
 
-    going = _fitting(of, figures, fit)
+    going, unknown = _fitting(of, figures, fit)
+    others: dict[str, list[Hunt]] = {}
+    for hunt in unknown:
+        others.setdefault(hunt.session, []).append(hunt)
     try:
-        return Turns(together(going), [hunt for hunt, _ in going], [])
+        return Turns(together(going), [hunt for hunt, _ in going], list(others.values()))
     except CapacityError:
         turns: dict[str, list[tuple[Hunt, list[Demand]]]] = {}
         for hunt, demands in going:
             turns.setdefault(demands[0].session if demands else "", []).append((hunt, demands))
-        now, *later = turns.values()
-        return Turns(together(now), [hunt for hunt, _ in now], [[hunt for hunt, _ in turn] for turn in later])
+        now, *rest = turns.values()
+        later = [[hunt for hunt, _ in turn] for turn in rest]
+        return Turns(together(now), [hunt for hunt, _ in now], [*later, *others.values()])
 
 
 def _fitting(
     of: Sequence[tuple[Hunt, int]], figures: Sequence[Mapping[str, Any]], fit: Callable[[list[Demand]], Layout]
-) -> list[tuple[Hunt, list[Demand]]]:
-    """The searches that would fit if each were alone, with what they take where a pack could say; the others fail."""
+) -> tuple[list[tuple[Hunt, list[Demand]]], list[Hunt]]:
+    """The searches that would fit if each were alone, with what they take; and those of which the pack, which could not
+    open their base, does not know it. The others fail."""
     going: list[tuple[Hunt, list[Demand]]] = []
+    unknown: list[Hunt] = []
     begin = 0
     for hunt, count in of:
         mine, begin = figures[begin : begin + count], begin + count
         if hunt.over:
+            continue
+        if "unopened" in mine[0]:
+            unknown.append(hunt)
             continue
         demands = [Demand.told(mine, hunt.spec.limits.memory_bytes)] if "session" in mine[0] else []
         try:
@@ -68,7 +78,7 @@ def _fitting(
             hunt.fail(_refusal(error, demands, fit))
         except PetlRayError as error:
             hunt.fail(error)
-    return going
+    return going, unknown
 
 
 def _refusal(error: CapacityError, demands: list[Demand], fit: Callable[[list[Demand]], Layout]) -> PetlRayError:

@@ -18,6 +18,7 @@ from petl_ray.errors import (
     PlanError,
 )
 from petl_ray.models import LockedBase
+from petl_ray.training import session as session_module
 from petl_ray.training.batching import LENGTH_STEP
 from petl_ray.training.checkpoint import read_checkpoint, write_checkpoint
 from petl_ray.training.occupant import Occupant
@@ -261,15 +262,30 @@ def test_closing_a_session_leaves_the_base_as_it_was(base: LockedBase, moods: Pa
     assert session.loaded.weights_digest() == before
 
 
-def test_only_the_newest_datasets_and_those_in_use_stay_tokenised(base: LockedBase, moods: Path) -> None:
+def test_only_the_newest_datasets_and_those_in_use_stay_tokenised_where_they_are_many(
+    base: LockedBase, moods: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A search over lengths has as many as there are lengths; one that comes again is read again, with the same bits."""
+    reads, read = [], session_module.read_rows
+
+    def counted(*asked: Any) -> Any:
+        reads.append(asked[3])
+        return read(*asked)
+
+    monkeypatch.setattr(session_module, "read_rows", counted)
     lengths = [16, 18, 20, 22, 24, 26, 28]
     session, scores = open_session(recipe(base), slots=2, threads=1), []
     session.admit("stays", recipe(base, max_length=14), moods)
+    session.admit("comes", recipe(base, max_length=16), moods)
+    session.drop("comes")
+    assert reads == [14, 16]
+    monkeypatch.setattr(session_module, "_TOKENS_KEPT", 3 * session.occupant("stays").rows.tokens)
     for length in [*lengths, lengths[0]]:
         session.admit("comes", recipe(base, max_length=length, method={"kind": "head"}), moods)
         scores.append(session.advance({"comes": 0.5})["comes"]["loss"])
         session.drop("comes")
-    assert {length for _, length, _ in session._rows} == {14, 24, 26, 28, 16}
+    kept = [length for _, length, _ in session._rows]
+    assert reads == [14, 16, *lengths[1:], lengths[0]], "read again only where it was forgotten"
+    assert kept[0] == 14 and kept[-1] == 16 and len(kept) <= 4
     assert {id(rows) for rows in session._rows.values()} >= {key[1] for key in session._prefixes._known}
     assert scores[0] == scores[-1]

@@ -74,9 +74,9 @@ def test_what_does_not_fit_is_refused_before_it_trains_and_leaves_the_others_alo
 def test_searches_whose_bases_have_no_room_beside_one_another_have_their_turns(
     ray_cluster: str, tmp_path: Path
 ) -> None:
-    """Of 10 GB each base takes 6: those over the first are searched, then those over the second, each as if alone."""
+    """Of 10 GB each base takes 6: those over the first are searched, then those over the others, each as if alone."""
     log = tmp_path / "log"
-    bases = ("big-a", "big-b", "big-a")
+    bases = ("big-a", "big-b", "big-a", "big-c")
     steps = [PlainStep(tmp_path / str(index)) for index in range(len(bases))]
     limits = {"memory_bytes": 1 << 20}  # weighed at a pack, in turn too
     questions = [
@@ -86,7 +86,8 @@ def test_searches_whose_bases_have_no_room_beside_one_another_have_their_turns(
     found = list(dict(search_all(questions, steps, train=train)).values())
     assert all(isinstance(one, Trial) and one.about["engine"]["base_bytes"] == 6 * 10**9 for one in found)
     order_of = [line.split("/")[0] for line in log.read_text().splitlines()]
-    assert set(order_of) == {"q0", "q1", "q2"} and set(order_of[order_of.index("q1") :]) == {"q1"}
+    second_on, last = order_of[order_of.index("q1") :], order_of[order_of.index("q3") :]
+    assert set(order_of) == {"q0", "q1", "q2", "q3"} and set(second_on) == {"q1", "q3"} and set(last) == {"q3"}
     alone = PlainStep(tmp_path / "alone")
     (second,) = dict(search_all([replace(questions[1], inputs=(rows(alone),))], [alone], train=train)).values()
     assert isinstance(second, Trial) and second.digest == found[1].digest

@@ -137,6 +137,31 @@ def test_a_search_without_its_base_has_the_place_of_a_pack_when_the_others_are_d
     assert [type(one) for one in found] == [Trial, Trial] and found[1].digest == undisturbed  # type: ignore[union-attr]
 
 
+def test_a_base_that_one_process_cannot_open_is_tried_in_another_where_packs_are_left(
+    tmp_path: Path, undisturbed: str
+) -> None:
+    """The only pack trains the others first, and then makes way."""
+    steps = [PlainStep(tmp_path / name) for name in ("late", "good")]
+    late = ask(FaultySpec(base="late", faults=lay(tmp_path / "faults", "base", times=2)), trials=2)
+    questions = [Question("", spec, (rows(step),)) for spec, step in zip((late, faulty()), steps, strict=True)]
+    found = list(dict(search_all(questions, steps, train=train)).values())
+    assert [type(one) for one in found] == [Trial, Trial] and found[1].digest == undisturbed  # type: ignore[union-attr]
+    assert not list((tmp_path / "faults").iterdir()), "it was tried again"
+
+
+def test_a_base_that_a_pack_cannot_open_waits_for_its_turn_and_for_nothing_else(tmp_path: Path) -> None:
+    """Two bases without room beside one another, and a second pack that never comes up: the first makes way for both."""
+    steps = [PlainStep(tmp_path / name, resources=Resources(packs=2)) for name in ("a", "b")]
+    specs = [
+        ask(FaultySpec(base=f"big-{name}", faults=lay(tmp_path / name / "faults", "base", times=1)), trials=2)
+        for name in ("a", "b")
+    ]
+    questions = [Question("", spec, (rows(step),)) for spec, step in zip(specs, steps, strict=True)]
+    with others_hold(1):
+        found = dict(search_all(questions, steps, train=train))
+    assert [type(one) for one in found.values()] == [Trial, Trial]
+
+
 # --- a device, a disk, an object store ------------------------------------------------------------------------------
 
 

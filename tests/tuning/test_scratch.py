@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -57,6 +58,16 @@ def test_what_somebody_else_holds_stays_whatever_its_process_is_called(temporary
         assert (left / "files" / "rows").exists()
     Scratch("pack").close()
     assert not left.exists()
+
+
+def test_what_a_process_of_the_same_id_left_is_removed_by_its_lock(temporary: Path) -> None:
+    """A container that is started again gives its first process the id it had, and may keep its temporary files."""
+    with another_process(temporary, "pack") as left:
+        pass
+    again = left.rename(left.with_name(re.sub(r"-\d+-", f"-{os.getpid()}-", left.name)))
+    mine = Scratch("pack")
+    assert not again.exists() and mine.path.is_dir()
+    mine.close()
 
 
 def test_what_a_living_process_made_stays_where_its_lock_does_not_hold() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Collection, Iterable
 
-from petl_ray.errors import CapacityError, PermanentError, PetlRayError
+from petl_ray.errors import CapacityError, PermanentError, PetlRayError, PlanError
 from petl_ray.tuning.hunt import Hunt
 from petl_ray.tuning.sessions import NoSession
 
@@ -44,20 +44,23 @@ class Losses:
         """Whether a trial broke in a pack."""
         return index in self._failed.get(key, ())
 
-    def end(self, search: str, packs: Collection[int], error: Exception) -> PetlRayError:
-        """What a search ends with that none of `packs` can train: what was said of its base there, else of `error`, which
-        was the last."""
+    def asks_wrongly(self, search: str) -> bool:
+        """Whether what was said of a search's base is that it asks for what no process can answer."""
         lacking = self._lacking.get(self._bases[search], {})
-        said = [why.reason for index, why in lacking.items() if index in packs]
-        return said[-1] if said else _loss(error)
+        return any(isinstance(why.reason, PlanError) for why in lacking.values())
+
+    def end(self, search: str, error: Exception) -> PetlRayError:
+        """What a search ends with that no pack can train: what was said of its base last, else of `error`, which was the
+        last that happened to a pack."""
+        said = list(self._lacking.get(self._bases[search], {}).values())
+        return said[-1].reason if said else _loss(error)
 
     def useless(self, packs: Iterable[int], searches: Collection[str]) -> dict[int, NoSession]:
         """Those of `packs` that can open the base of none of `searches`, and what they said last."""
         found = {}
         for index in packs:
-            said = [mine[index] for mine in self._lacking.values() if index in mine]
-            if said and searches and not any(self.can(index, search) for search in searches):
-                found[index] = said[-1]
+            if searches and not any(self.can(index, search) for search in searches):
+                found[index] = [self._lacking[self._bases[search]][index] for search in searches][-1]
         return found
 
 
@@ -73,8 +76,6 @@ def last_line(error: Exception) -> str:
 
 def _loss(error: Exception) -> PetlRayError:
     why = "its packs were lost more often than they may be"
-    if isinstance(error, NoSession):
-        return error.reason
     if isinstance(error, OSError) and error.errno in _FULL:
         return CapacityError("search", str(error), why, "Free space where temporary files lie, then run it again")
     return PermanentError("search", (str(error).strip().splitlines() or [type(error).__name__])[0], why)

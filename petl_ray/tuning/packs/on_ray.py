@@ -291,9 +291,9 @@ class Packs:
             self._decide(asked.of, figures)
 
     def _decide(self, of: list[tuple[Hunt, int]], figures: list[dict[str, Any]]) -> None:
-        """Lay out the searches whose turn it is now."""
+        """Lay out the searches whose turn it is now; those that the pack could say nothing of have theirs later."""
         turns = plan_turns(of, figures, self._resources, _beside(self._resources))
-        self._layout, self._turn, self._later = turns.layout, turns.now, turns.later
+        self._layout, self._turn, self._later = turns.layout, turns.now, [*turns.later, *self._later]
         for hunt in self._turn:
             hunt.laid_out(self._layout, self._asked)
         if self._later or len(self._turn) < len(of):
@@ -321,7 +321,7 @@ class Packs:
         self._end_the_stranded(error)
 
     def _put_away_the_useless(self) -> None:
-        going = [name for name, hunt in self._hunts.items() if not hunt.over]
+        going = [hunt.name for hunt in self._turn if not hunt.over]
         for index, error in self._losses.useless(list(self._packs), going).items():
             self._losses.put_away.add(index)
             self._gone(index, error)
@@ -341,10 +341,13 @@ class Packs:
         self._end_the_stranded(error)
 
     def _end_the_stranded(self, error: Exception) -> None:
-        """End every search that no pack is left for; `error` was the last that happened to one."""
+        """End every search that no pack is left for, nor will be; `error` was the last that happened to one."""
+        more = bool(self._packs) and self._opened < (RETRIES + 1) * self._asked  # where others are done with one
         for name, hunt in self._hunts.items():
-            if not (hunt.over or any(self._losses.can(index, name) for index in self._packs)):
-                hunt.fail(self._losses.end(name, self._packs, error))
+            if hunt.over or any(self._losses.can(index, name) for index in self._packs):
+                continue
+            if not more or self._losses.asks_wrongly(name):
+                hunt.fail(self._losses.end(name, error))
 
     def _desk(self, index: int | None, method: str, *arguments: Any) -> Any:
         """Call a method beside the training thread of a pack that was up, whose own errors are raised as they are.

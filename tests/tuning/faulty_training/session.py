@@ -22,7 +22,7 @@ class FaultySpec(MiniSpec):
 
 def lay(directory: Path, fault: str, times: int | None = None) -> str:
     """Let `fault` happen so many times, or for ever; returns the directory as a spec names it."""
-    directory.mkdir(exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     for name in [fault] if times is None else [f"{fault}-{count}" for count in range(times)]:
         (directory / name).touch()
     return str(directory)
