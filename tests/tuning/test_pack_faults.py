@@ -153,7 +153,7 @@ def test_a_base_that_a_pack_cannot_open_waits_for_its_turn_and_for_nothing_else(
     """Two bases without room beside one another, and a second pack that never comes up: the first makes way for both."""
     steps = [PlainStep(tmp_path / name, resources=Resources(packs=2)) for name in ("a", "b")]
     specs = [
-        ask(FaultySpec(base=f"big-{name}", faults=lay(tmp_path / name / "faults", "base", times=1)), trials=2)
+        ask(FaultySpec(base=f"half-{name}", faults=lay(tmp_path / name / "faults", "base", times=1)), trials=2)
         for name in ("a", "b")
     ]
     questions = [Question("", spec, (rows(step),)) for spec, step in zip(specs, steps, strict=True)]

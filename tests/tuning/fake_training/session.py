@@ -97,7 +97,7 @@ class MiniSession:
             **self.estimate(spec, labels),
             "base": base,
             "device": "cpu",
-            "base_bytes": {"huge": 10**12, "big-a": 6 * 10**9, "big-b": 6 * 10**9}.get(base, 10**6),
+            "base_bytes": {"huge": 10**12, "big": 6 * 10**9, "half": 3 * 10**9}.get(base.partition("-")[0], 10**6),
             "slot_bytes": self.estimate(spec, labels)["memory_bytes"],
             "pass_bytes": 0,
             "state_bytes": self.estimate(spec, labels)["memory_bytes"],
