@@ -26,8 +26,12 @@ def costs(task: str, reached: bool, ours: float = 10.0) -> Costs:
 
 
 def winners(equal: list[float], spent: float = 5.0, wide: float = 8.0) -> list[Row]:
-    scores = {"equal": equal, "wide": NINE, "trainer": NINE}
-    return list(compared(scores, {"equal": spent, "wide": wide, "trainer": 10.0}, TASKS))
+    scores = {"equal": equal, "whole": equal, "wide": NINE, "trainer": NINE}
+    equal_row, whole_row, wide_row = compared(
+        scores, {"equal": spent, "whole": spent, "wide": wide, "trainer": 10.0}, TASKS
+    )
+    assert (equal_row.ok, equal_row.interval) == (whole_row.ok, whole_row.interval)
+    return [equal_row, wide_row]
 
 
 def test_a_score_that_is_missed_takes_the_place_of_one_that_was_reached(
