@@ -155,7 +155,7 @@ def _answer_all(job: Job, todo: list[Asked], steps: list[ClaimedStep]) -> Iterat
             if at in owed:
                 owed.remove(at)
                 yield at, outcome if isinstance(outcome, Artifact) else as_ours(outcome, todo[at].entry.label)
-    except Exception as error:  # noqa: BLE001 - as above: the failure of every question that is still open
+    except Exception as error:  # noqa: BLE001 - whatever a packed verb raises fails every question still open
         told = _told(job, [todo[at] for at in sorted(owed)] or todo, error)
         yield from ((at, told) for at in sorted(owed))
         return

@@ -110,7 +110,7 @@ def _found(bank: Bank, round_: Round, error: Exception) -> _Stopped:
     for each, rows in round_:
         try:
             _pass(bank, [(each, rows)])
-        except Exception as alone:  # as in `_attempt`
+        except Exception as alone:  # whatever it is, it is this one's own: its pass fails without the others
             if is_device_fault(alone):
                 raise
             if not is_out_of_memory(alone):

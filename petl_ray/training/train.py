@@ -120,7 +120,7 @@ def _told(what: str, act: Callable[[], T]) -> T | PetlRayError:
     """What `act` gives, or its failure as an error of ours: whatever breaks one question must not sink its neighbours."""
     try:
         return act()
-    except Exception as error:  # noqa: BLE001 - as above
+    except Exception as error:  # noqa: BLE001 - one question's failure, told in our words
         return as_failure(what, error)
 
 
