@@ -29,6 +29,7 @@ IDLE_LIMIT_MS = 50.0
 UNBOUND: Bounds = (None, None)
 PROCESS: Bounds = (5.0, 15.0)
 TREE: Bounds = (2.5, 3.5)
+MANY = 16  # slots of a pack where memory is what counts; of (a) no more processes have room beside each other
 
 
 def measure(quick: bool, again: bool) -> Iterator[Row]:
@@ -68,25 +69,28 @@ def _slots(count: int) -> str:
 
 def _trees(units: Units) -> Iterator[Row]:
     """Proportional memory of everything that a sweep started, Ray included, over the trials that are under way side by
-    side: in ours a pack a core, with as many slots as `slots: auto` means.
+    side: in ours a pack a core, with as many slots as `slots: auto` means, and with more that were asked for.
 
-    The bounds hold against (a) with as many trials under way, each in its process, which share the same cores (Ray is
-    told of a core for each). With a trial a core, as (a) is placed by default, it divides what Ray takes by fewer.
+    The bounds hold against (a) with more trials under way than it is given cores, each in its process (Ray is told of a
+    core for each). With a trial a core, as (a) is placed by default, it divides what Ray takes by fewer. Of (a) as many
+    are compared as fit beside each other on a machine of 24 GiB.
     """
-    together = CORES * SLOTS
     asked = Question(tasks_of_long_rows()[0], GRIDS[16], {**RECIPE, "epochs": 1}, cores=CORES, slots=SLOTS)
-    ours = _swept(units, "ours", asked)
-    rivals: tuple[tuple[Question, Bounds], ...] = (
-        (replace(asked, cores=together), TREE),
-        (replace(asked, first=2 * CORES), UNBOUND),
+    many = replace(asked, space=GRIDS[64], slots=MANY)
+    compared: tuple[tuple[Question, Question, Bounds], ...] = (
+        (asked, replace(asked, cores=CORES * SLOTS), TREE),
+        (asked, replace(asked, first=2 * CORES), UNBOUND),
+        (many, replace(asked, cores=MANY), TREE),
     )
-    for question, bounds in rivals:
-        theirs = _swept(units, "trainer", question)
+    for ours_asked, theirs_asked, bounds in compared:
+        ours, theirs = _swept(units, "ours", ours_asked), _swept(units, "trainer", theirs_asked)
         assert _steps(theirs) == _steps(ours), f"trials took {_steps(theirs)} and {_steps(ours)} steps"
-        what = f"{together} trials under way in {CORES} packs of {SLOTS}, against (a) with {question.cores} under way"
-        note = f"ours {best_precision()}, (a) fp32, each as it is by default; all on {CORES} cores"
+        slots, against = ours_asked.slots, theirs_asked.cores
+        together = CORES * slots
+        what = f"{together} trials under way in {CORES} packs of {slots}, against (a) with {against} under way"
+        note = f"ours {best_precision()}, (a) fp32, each as it is by default; all on {CORES} cores; {_slots(slots)}"
         figure = f"memory a trial: all processes of a sweep (PSS), {what}"
-        yield _less(figure, ours["pss_mb"] / together, theirs["pss_mb"] / question.cores, bounds, note)
+        yield _less(figure, ours["pss_mb"] / together, theirs["pss_mb"] / against, bounds, note)
 
 
 def _swept(units: Units, who: str, question: Question) -> dict[str, Any]:

@@ -14,11 +14,25 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 
 
 CPU_FACTS = Path("/proc/cpuinfo")
+KERNELS_KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "128"}  # else 1,024 each
 
 
 def use_threads(count: int) -> None:
     """Set the threads of this process: the only place that does. Training is bit-reproducible for equal counts."""
     torch.set_num_threads(max(1, count))
+
+
+def keep_few_kernels() -> None:
+    """Bound what oneDNN keeps of the products it has compiled, one for every shape, before the first is asked for; what
+    the environment already says stands.
+
+    Rows have many lengths and adapters many ranks, so hundreds of shapes come up. Measured with a pack of four LoRA
+    slots over MiniLM in bf16, one thread, 8 x 64 tokens a step: 1,247 MB peak with 1,024 kept (the libraries' default),
+    789 MB with 128, 23.2 to 25.5 and 22.8 to 23.3 seconds. Meanings: oneDNN's guide on its primitive cache; for the
+    other, of primitive descriptors, PyTorch's tutorial on AWS Graviton.
+    """
+    for name, count in KERNELS_KEPT.items():
+        os.environ.setdefault(name, count)
 
 
 def choose_device(wanted: str = "auto") -> torch.device:

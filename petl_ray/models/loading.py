@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from petl_ray.errors import BaseModelError, CapacityError, CorruptionError
-from petl_ray.models.device import DTYPES, choose_attention, choose_device
+from petl_ray.models.device import DTYPES, choose_attention, choose_device, keep_few_kernels
 from petl_ray.models.faults import is_device_fault, is_out_of_memory
 from petl_ray.models.nf4 import nf4_config, parameter_count, self_test, settle
 from petl_ray.models.sources import check_directory, directory_digest, locate, tokenizer_digest
@@ -72,6 +72,7 @@ def load_base(base: LockedBase, task_type: TaskType, device: str = "auto") -> Lo
             f"the plan was locked with {base.pinned.digest[:12]}",
             "Restore the files or lock the plan again",
         )
+    keep_few_kernels()
     where = choose_device(device)
     with _quiet():
         model = _load_model(base, task_type, directory, where)
