@@ -15,7 +15,7 @@ help:
 	@echo "make demo       install, then text to served adapters in one command (again: a no-op in seconds)"
 	@echo "make test       all checks and tests; make test-long adds chaos and other tests of minutes"
 	@echo "make check      ruff, mypy --strict, the floors of the house"
-	@echo "make bench      the benchmarks, into docs/benchmarks.md; QUICK=1: in five minutes"
+	@echo "make bench      the benchmarks, into docs/benchmarks.md; QUICK=1: prints what five minutes tell"
 
 setup: $(VENV)/.dev
 

@@ -2,7 +2,7 @@
 
 Without a name: all of them, or with --quick those that take five minutes together. The long ones keep what every
 contestant came to as soon as it is known, and go on there when they are started again on the same day; with --quick
-everything is measured now.
+everything is measured now, printed, and neither kept nor written to the page: rows of fewer rounds replace no others.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks import packs, quality, questions, quickstart, search, step, steps
 from benchmarks.machine import place
-from benchmarks.rows import Row, keep, kept, told
+from benchmarks.rows import Row, keep, kept, line_of, told
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 
@@ -51,10 +51,11 @@ def main() -> None:
     try:
         for name in [] if asked.page else names:
             for row in BENCHES[name].measure(asked.quick, asked.again or asked.quick):
-                print(keep(row, name), flush=True)
+                print(line_of(row) if asked.quick else keep(row, name), flush=True)
     finally:
         questions.clean()
-        write_page()
+        if not asked.quick:
+            write_page()
 
 
 def write_page() -> None:
@@ -63,7 +64,7 @@ def write_page() -> None:
     lines = [
         "# Benchmarks",
         "",
-        "Written by `make bench` (`make bench QUICK=1`: under five minutes) from the rows in `benchmarks/results/`.",
+        "Written by `make bench` from the rows in `benchmarks/results/` (`make bench QUICK=1` prints some in five minutes).",
         "Times are medians of rounds, ours and the baseline's in turn, in one run; a peak of memory is that of fresh",
         "processes, one each. Correctness is checked first; a ratio is better where it is higher. `reach`",
         "must be met, `aim` is hoped for. `interval` is the 95 % interval of ours minus the baseline, paired, in points;",

@@ -161,13 +161,17 @@ def told(between: Sequence[float]) -> str:
 
 
 def keep(row: Row, name: str, machine: Mapping[str, str] | None = None) -> str:
-    """Append a row, with its machine and the code that it is about, to `results/NAME.jsonl`, unless its newest row says the
-    same; returns the line."""
-    entry = {**asdict(row), "ok": row.ok, "code": sources(), "machine": dict(machine or describe())}
-    line = json.dumps(entry, sort_keys=True)
+    """Append a row to `results/NAME.jsonl`, unless its newest row says the same; returns the line."""
+    line = line_of(row, machine)
     if json.loads(line) not in kept():
         append(name, line)
     return line
+
+
+def line_of(row: Row, machine: Mapping[str, str] | None = None) -> str:
+    """A row with its machine and the code that it is about, as one line of JSON."""
+    entry = {**asdict(row), "ok": row.ok, "code": sources(), "machine": dict(machine or describe())}
+    return json.dumps(entry, sort_keys=True)
 
 
 def append(name: str, line: str) -> None:

@@ -205,6 +205,7 @@ def _row(
         sample="",
         seconds=0.0,
         recipe={**recipe.method.model_dump(mode="json"), "learning_rate": recipe.learning_rate}
+        | ({"lora_plus": recipe.lora_plus} if recipe.lora_plus != 1.0 else {})
         | ({"phases": phases} if phases else {}),
         metric=report.metric,
         mode=report.mode,

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from petl_ray.cli.options import AsJson, ClusterPath, HomePath, PlanPath, Settings, Tasks
-from petl_ray.cli.screen import complain, print_json, print_table, remark, size
+from petl_ray.cli.screen import complain, out, print_json, print_table, remark, size
 
 
 def validate(plan: PlanPath, tasks: Tasks = None, settings: Settings = None, as_json: AsJson = False) -> None:
@@ -77,7 +77,8 @@ def _show(rows: list[dict[str, Any]], as_json: bool) -> None:
     ]
     print_table(["step", "status", "why", "work", "memory", "name"], told)
     for why, labels in _packings(rows).items():
-        remark(f"{', '.join(labels)}: {why}")
+        shared = ", whose memory they share where they are packed together" if len(labels) > 1 else ""
+        out.print(f"{', '.join(labels)}: {why}{shared}", markup=False, soft_wrap=True)
     hits = sum(row["status"] == "hit" for row in rows)
     remark(f"{hits} of {len(rows)} steps are found; steps after one that is unknown follow from it.")
 
@@ -87,7 +88,9 @@ def _packings(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for row in rows:
         if packing := row["packing"]:
-            found.setdefault(f"{packing['why']}; {packing['calibration']}", []).append(row["step"])
+            count = packing["packs"]
+            each = f"{count} packs, each with its share of the machine's memory; " if count > 1 else ""
+            found.setdefault(f"{each}{packing['why']}; {packing['calibration']}", []).append(row["step"])
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -35,16 +35,16 @@ def tell(summary: Summary, watch: Watch, as_json: bool, serve: str | None = None
     if as_json:
         print_json({**summary.model_dump(mode="json"), "samples": samples, "steps": watch.counts})
         return
-    print_results(summary, watch.errors)
+    print_results(summary)
     if summary.endpoint:
         _print_samples(summary.endpoint, samples, serve)
     remark(watch.told())
 
 
-def print_results(summary: Summary, told_already: Container[str] = ()) -> None:
+def print_results(summary: Summary) -> None:
     """Print the table of a summary to stdout, what tuning was worth, and why each candidate was promoted or refused.
 
-    Failures go to stderr, but for those `told_already`.
+    Failures go to stderr, all of them: what a step said when it failed has scrolled away by now.
     """
     console = out if out.is_terminal else Console(highlight=False, width=_WIDTH)
     if summary.tasks:
@@ -67,8 +67,7 @@ def print_results(summary: Summary, told_already: Container[str] = ()) -> None:
         for reason in task.reasons:
             console.print(f"{task.task}: {reason}", markup=False, soft_wrap=True)
     for key, error in summary.failures.items():
-        if error not in told_already:
-            complain(f"FAILED {key}: {error}")
+        complain(f"FAILED {key}: {error}")
     if summary.note:
         console.print(summary.note, markup=False)
 
@@ -113,6 +112,9 @@ def _recipe(task: TaskSummary) -> str:
     targets = recipe.get("targets", "")
     told = ", ".join(targets) if isinstance(targets, list | tuple) else str(targets)
     lines = [f"{recipe['kind']} {shape} {recipe[shape]}" if shape else str(recipe["kind"]), told]
+    lines += ["rank-stabilised"] if recipe.get("rslora") else []
+    lines += [f"layers {', '.join(map(str, recipe['layers']))}"] if recipe.get("layers") else []
+    lines += [f"lora+ {recipe['lora_plus']:g}"] if recipe.get("lora_plus") else []
     rates = [recipe["learning_rate"], *(phase.get("learning_rate") for phase in recipe.get("phases", ()))]
     return "\n".join([*(line for line in lines if line), "lr " + " → ".join(f"{rate:.2g}" for rate in rates if rate)])
 
@@ -123,8 +125,9 @@ def _ranking(task: TaskSummary) -> Table:
     for head in ("rank", "trial", "state", "trained", "score", "over default", "s"):
         table.add_column(head, no_wrap=True, justify="left" if head == "state" else "right")
     table.add_column("overrides")
+    most = len(task.ranking) if len(task.ranking) <= _RANKS + 2 else _RANKS  # a line that says "1 more" is a line too
     for trial in task.ranking:
-        if trial.rank <= _RANKS or trial.number == 0:
+        if trial.rank <= most or trial.number == 0:
             score = "" if trial.score is None else f"{trial.score:.3f}"
             gain = "" if trial.gain is None else f"{trial.gain:+.3f}"
             facts = (trial.rank, trial.number, trial.state, f"{trial.share:.0%}", score, gain, f"{trial.seconds:.1f}")

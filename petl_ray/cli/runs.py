@@ -53,7 +53,7 @@ def details(run_id: RunId, home: HomePath = None, as_json: AsJson = False) -> No
         f"{row['id']}  {row['state']}  {row['plan']}  {row['pipeline']}  {row['owner']}  {moment(row['started_at'])}"
     )
     if row["error"]:
-        typer.echo(f"  {row['error'].get('what')}: {row['error'].get('found')}")
+        typer.echo(f"  {row['error'].get('message')}")
     if note := (row["summary"] or {}).get("note"):
         typer.echo(f"  {note}")
     if not row["steps"]:
@@ -65,6 +65,9 @@ def details(run_id: RunId, home: HomePath = None, as_json: AsJson = False) -> No
         state = "found" if step["hit"] else step["state"]
         steps.append([step["label"], state, seconds, step["attempts"], told(step["outcome_digest"]), step.get("why")])
     print_table(["step", "state", "s", "attempts", "outcome", "why"], steps)
+    for step in row["steps"]:
+        if step["error"]:
+            typer.echo(f"{step['state']} {step['label']}: {step['error'].get('message')}")
 
 
 @app.command("resume")

@@ -34,7 +34,6 @@ class Watch:
         self._drawing = err.is_terminal and not silent
         self.counts = {"hit": 0, "done": 0, "failed": 0}
         self.verbs: set[str] = set()
-        self.errors: set[str] = set()
         self._began_s = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -53,7 +52,7 @@ class Watch:
         text = f"{self.counts['done']} steps computed, {self.counts['hit']} found"
         text += f", {self.counts['failed']} failed" if self.counts["failed"] else ""
         text += f", {time.monotonic() - self._began_s:.0f} s."
-        idle = not self.verbs & {"search", "train"} and self.counts["hit"]
+        idle = not self.verbs & {"search", "train"} and self.counts["hit"] and not self.counts["failed"]
         return f"Searched and trained nothing: every outcome was known. {text}" if idle else text
 
     def __call__(self, event: Event) -> None:
@@ -66,7 +65,10 @@ class Watch:
                 self._run(event, what)
             elif event.step is not None and event.step in self._active:
                 label, _, since = self._active[event.step]
-                self._active[event.step] = (label, progress(event.event, event.facts), since)
+                said = progress(event.event, event.facts)
+                self._active[event.step] = (label, said, since)
+                if event.event == "search.resumed":
+                    self._line(" ", "", f"{label}  {said}")
                 self._speak(event.step)
 
     def _step(self, event: Event, what: str) -> None:
@@ -84,8 +86,6 @@ class Watch:
                 self.counts[what] += 1
             if what == "done":
                 self.verbs.add(str(facts.get("verb")))
-            if what == "failed":
-                self.errors.add(str(facts.get("error")))
             mark, style = _MARKS[what]
             said = {"hit": "found, nothing to do", "failed": str(facts.get("error", "failed")), "parked": "parked"}
             took = f"{facts['seconds']:.1f} s" if what == "done" and facts.get("seconds") is not None else ""
@@ -123,7 +123,11 @@ def progress(event: str, facts: Mapping[str, Any]) -> str:
         return "step {step}: validation {metric} {score}".format_map(_Known(told))
     if event == "search.rung":
         verb = "replays" if facts.get("replayed") else "reached"
-        return f"trial {{trial}} {verb} rung {{rung}}: {{score}}, best so far {{best}}".format_map(_Known(told))
+        return f"trial {{trial}} {verb} rung {{rung}}: {{score}}, best at the furthest rung {{best}}".format_map(
+            _Known(told)
+        )
+    if event == "search.resumed":
+        return "goes on: {recorded} rungs of {trials} trials are recorded".format_map(_Known(told))
     if event == "search.packs":
         return "{up} of {asked} packs are up".format_map(_Known(told))
     if event in ("search.engine", "train.slots"):

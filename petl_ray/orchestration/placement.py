@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from petl_ray.bank.memory import MOST_SLOTS
 from petl_ray.errors import CapacityError, PlanError
+from petl_ray.explain import explain
 from petl_ray.orchestration.verbs import VERBS
 from petl_ray.spec import Spec
 from petl_ray.verb import Resources, usable_cpus
@@ -27,10 +28,10 @@ class VerbResources(Spec):
     `slots: auto` as many slots in each pack as its share of the memory holds, found out where the base is loaded.
     """
 
-    cpus: int | Auto = Field(1, description="whole cores, and so threads, of one process")
+    cpus: Annotated[int, Field(ge=1)] | Auto = Field(1, description="whole cores, and so threads, of one process")
     gpus: float = Field(0.0, ge=0)
     workers: int = Field(1, ge=1, description="processes that train one adapter together")
-    packs: int | Auto = Field(
+    packs: Annotated[int, Field(ge=1)] | Auto = Field(
         1, description="processes that share the questions of one pack, or the trials of a search"
     )
     slots: Annotated[int, Field(ge=1)] | Auto = Field(
@@ -47,8 +48,8 @@ class Placement(Spec):
 
     name: str = "local"
     ray: str = "local"
-    cpus: int | Auto = "auto"
-    gpus: float | Auto = "auto"
+    cpus: Annotated[int, Field(ge=1)] | Auto = "auto"
+    gpus: Annotated[float, Field(ge=0)] | Auto = "auto"
     default: VerbResources = VerbResources()
     verbs: dict[str, VerbResources] = Field(
         default_factory=lambda: {name: VerbResources(packs="auto", slots="auto") for name in ("search", "train")}
@@ -111,9 +112,10 @@ def check_capacity(verb: str, asked: Resources, drives_ray: bool, machines: Sequ
 
 def load_placement(path: str | Path) -> Placement:
     """The placement that a YAML file describes; raises PlanError naming the key that is wrong."""
-    source = Path(path)
+    source, document = Path(path), None
     try:
-        return Placement.model_validate(yaml.safe_load(source.read_text()) or {})
+        document = yaml.safe_load(source.read_text()) or {}
+        return Placement.model_validate(document)
     except OSError as error:
         near = ", ".join(sorted(one.name for one in source.parent.glob("*.yaml"))) or "no YAML file"
         raise PlanError(
@@ -126,5 +128,4 @@ def load_placement(path: str | Path) -> Placement:
         ours = first.get("ctx", {}).get("error")
         if isinstance(ours, PlanError):
             raise PlanError(f"placement {source}: {ours.what}", ours.found, ours.why, ours.do) from error
-        key = ".".join(str(part) for part in first["loc"])
-        raise PlanError(f"placement {source}: {key}", f"got {first['input']!r}", first["msg"], "Correct it") from error
+        raise explain(error, Placement, document, f"placement {source}") from error

@@ -15,7 +15,7 @@ from yaml.constructor import ConstructorError
 from yaml.reader import ReaderError
 
 from petl_ray.errors import PlanError
-from petl_ray.plan.explain import near
+from petl_ray.explain import near
 
 _DEPTH = 8
 _SPACE = ("search", "space")  # the mapping whose keys are dotted paths themselves

@@ -42,7 +42,7 @@ def estimate(
     if isinstance(spec, SearchSpec):
         work = planned_work(spec)
         recipe = _recipes(spec)[0]
-        told = f"{work['trials']} trials, about {work['full_trainings']} trainings of {recipe.epochs:g} epochs"
+        told = f"{work['trials']} trials, about {work['full_trainings']:.1f} trainings of {_epochs(recipe)}"
         _refuse_placeless(spec, recipe, task_type)
         demand = _demand(_recipes(spec), task_type, machine, 1, spec.limits.memory_bytes)
         under_way = under_way or trials_under_way([spec])
@@ -59,7 +59,7 @@ def estimate(
         alone = None if machine is None else _one(demand, resources, measured, beside)
         taken = _told(demand.recipe) if alone is None else alone
         memory_bytes = int(demand.base_bytes + taken["slot_bytes"] + taken["pass_bytes"]) * resources.workers
-        return {"work": f"{spec.epochs:g} epochs", "memory_bytes": memory_bytes, "packing": alone}
+        return {"work": _epochs(spec), "memory_bytes": memory_bytes, "packing": alone}
     return {"work": "", "memory_bytes": None, "packing": None}
 
 
@@ -106,6 +106,10 @@ def _refuse_placeless(spec: SearchSpec, recipe: TrainSpec, task_type: TaskType) 
         else:
             assert found is not None
             raise found.within("search.space") from found
+
+
+def _epochs(recipe: TrainSpec) -> str:
+    return f"{recipe.epochs:g} epoch{'' if recipe.epochs == 1 else 's'}"
 
 
 def _one(demand: Demand, resources: Resources, measured: Sequence[Mapping[str, Any]], beside: int) -> dict[str, Any]:

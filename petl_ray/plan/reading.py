@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from petl_ray.errors import PlanError
+from petl_ray.explain import UNKNOWN_KEY, explain
 from petl_ray.plan.document import apply_settings, keep_tasks, read_document, spread_defaults
-from petl_ray.plan.explain import UNKNOWN_KEY, explain
 from petl_ray.plan.spec import Plan
 from petl_ray.spec import with_overrides
 from petl_ray.training import TrainSpec

@@ -42,6 +42,7 @@ class Hunt:
         self._started_s, self._checked_s = time.monotonic(), 0.0
         self._timings: list[dict[str, Json]] = []
         self._told: dict[str, Any] = {}  # how the trials were laid out, and what they took
+        self.resumed()
 
     @property
     def over(self) -> bool:
@@ -77,6 +78,12 @@ class Hunt:
         return [
             Order(self.name, 0, 0, 1.0, recipe, self.spec.recipe_spec, len(self.dataset.labels)) for recipe in recipes
         ]
+
+    def resumed(self) -> None:
+        """Say what an earlier attempt has recorded, if there was one."""
+        recorded, trials = self.ledger.recorded()
+        if recorded:
+            self._guarded(lambda: self.step.report("search.resumed", recorded=recorded, trials=trials))
 
     def laid_out(self, layout: Layout, packs: int) -> None:
         """How the trials are laid out was decided."""

@@ -66,6 +66,11 @@ class Ledger:
         mine = ((key.split("/"), facts) for key, facts in self._facts.items() if key.startswith(f"{number}/"))
         return {int(parts[1]): facts for parts, facts in mine if parts[1] != "cost"}
 
+    def recorded(self) -> tuple[int, int]:
+        """How many rungs are recorded, and of how many trials."""
+        rungs = [key for key in self._facts if "/" in key and not key.endswith("/cost")]
+        return len(rungs), len({key.split("/")[0] for key in rungs})
+
     def checkpoint(self, number: int) -> tuple[int, Files] | None:
         """The rung that a trial's newest checkpoint stands at, and its files; None if it must begin at the start."""
         entry = self._live.get(str(number))

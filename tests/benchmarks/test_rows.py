@@ -54,6 +54,18 @@ def test_a_row_that_says_nothing_new_is_not_written_again(results: Path) -> None
     assert len(lines(results, "quality")) == 1
 
 
+def test_quick_rows_are_printed_and_take_no_place_of_others(
+    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rounds = {True: Row("speed", "ms", 2.0, 4.0, 2.0, 0.0, 3), False: Row("speed", "ms", 1.0, 4.0, 4.0, 0.0, 30)}
+    monkeypatch.setattr(page, "BENCHES", {"step": page.Bench(lambda quick, again: iter([rounds[quick]]), True)})
+    for words in (["step"], ["step", "--quick"]):
+        monkeypatch.setattr("sys.argv", ["benchmarks", *words])
+        page.main()
+    assert [json.loads(line)["n"] for line in capsys.readouterr().out.splitlines()] == [30, 3]
+    assert [line["n"] for line in lines(results, "step")] == [30] and "| 30 |" in page.PAGE.read_text()
+
+
 def test_a_figure_without_a_reach_is_neither_met_nor_missed() -> None:
     assert faster("speed", [0.001, 0.002, 0.003], [0.004]).ok is None
     assert faster("speed", [0.001, 0.002, 0.003], [0.004], reach=2.0).ok is True

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from petl_ray.artifact import Interval
-from petl_ray.cli.results import _print_samples, print_results, serve_command, tell
+from petl_ray.cli.results import _print_samples, _recipe, print_results, serve_command, tell
 from petl_ray.cli.serving import answered_by
 from petl_ray.cli.watching import Watch
 from petl_ray.tuning.ranking import RankedTrial
@@ -62,6 +62,27 @@ def test_a_server_that_does_not_answer_is_a_remark_beside_the_results(capsys: py
 def test_an_answer_names_the_version_and_the_digest_that_gave_it() -> None:
     provenance = {"task": "mood", "version": 3, "adapter": "0123456789abcdef" * 4}
     assert answered_by({"label": "glad", "score": 0.9, "provenance": provenance}) == "mood v3 0123456789ab"
+
+
+def test_every_task_that_failed_is_named_at_the_end_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    ended = summary("").model_copy(update={"failures": {"mail": "rows: none; they are gone", "chat": "labels: one"}})
+    tell(ended, Watch(silent=True), as_json=False)
+    told = capsys.readouterr().err
+    assert "FAILED mail: rows: none; they are gone" in told and "FAILED chat: labels: one" in told
+
+
+@pytest.mark.parametrize("failed", [0, 1])
+def test_a_run_in_which_something_failed_does_not_say_that_every_outcome_was_known(failed: int) -> None:
+    watch = Watch(silent=True)
+    watch.counts |= {"hit": 3, "failed": failed}
+    assert ("every outcome was known" in watch.told()) is (not failed)
+
+
+def test_what_was_put_forward_names_all_that_tells_it_from_others() -> None:
+    recipe = {"kind": "lora", "rank": 4, "targets": "attention", "rslora": True, "layers": [4, 5], "lora_plus": 4.0}
+    task = summary("").tasks[0].model_copy(update={"recipe": {**recipe, "learning_rate": 0.01}})
+    told = ["lora rank 4", "attention", "rank-stabilised", "layers 4, 5", "lora+ 4", "lr 0.01"]
+    assert _recipe(task).splitlines() == told
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ def left_behind(asked: Ask, work: Path, *settings: str) -> str:
 
 def test_a_run_that_is_taken_up_ends_as_a_run_does(work: Path, asked: Ask) -> None:
     run_id = left_behind(asked, work)
+    shown = asked("runs", "show", run_id)
+    assert "placement.verbs.evaluate.cpus: asks for 64 in one process; the largest machine has " in shown.out
     again = asked("runs", "resume", run_id)
     assert (again.code, "steps computed" in again.err) == (5, True)
     taken_up = asked("runs", "resume", run_id, "--cluster", "none", "--json")
@@ -35,6 +37,15 @@ def test_a_run_that_is_taken_up_ends_as_a_run_does(work: Path, asked: Ask) -> No
     assert set(taken_up.json) == set(once_more)
     assert taken_up.json["steps"] == {"hit": 3, "done": 3, "failed": 0}
     assert taken_up.json["tasks"][0]["adapter_digest"] == once_more["tasks"][0]["adapter_digest"]
+
+
+def test_a_run_shows_why_each_of_its_steps_failed(work: Path, asked: Ask) -> None:
+    with (work / "data" / "mood.jsonl").open("a") as rows:
+        rows.write('{"text": "nobody knows what this is"}\n')
+    assert asked("run", "plan.yaml", "--cluster", "none").code
+    (row,) = asked("runs", "ls", "--json").json
+    (told,) = [line for line in asked("runs", "show", row["id"]).out.splitlines() if line.startswith("FAILED")]
+    assert told.startswith("FAILED prepare mood: ") and "label: missing" in told
 
 
 @pytest.mark.long

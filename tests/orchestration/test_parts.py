@@ -70,6 +70,34 @@ def test_a_wrong_placement_is_named_by_its_key(tmp_path: Path) -> None:
         load_placement(tmp_path / "other.yaml")
 
 
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        (
+            "verbs: {search: {packs: -3}}",
+            "verbs.search.packs: got -3; input should be greater than or equal to 1. Choose 1",
+        ),
+        ("verbs: {search: {packs: 0}}", "verbs.search.packs: got 0;"),
+        ("verbs: {search: {cpus: -1}}", "verbs.search.cpus: got -1;"),
+        ("cpus: 0", "cpus: got 0;"),
+        ("gpus: -1", "gpus: got -1;"),
+        (
+            "verbs: {search: {slots: auot}}",
+            "slots: got 'auot'; a whole number or 'auto' is wanted here. Did you mean auto?",
+        ),
+        ("verbs: {search: {slotz: 4}}", "verbs.search.slotz: unknown key. Did you mean slots?"),
+        ("[1, 2]", "got a list; a mapping is wanted here"),
+    ],
+)
+def test_a_placement_that_makes_no_sense_is_refused_in_words(tmp_path: Path, written: str, told: str) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text(written)
+    with pytest.raises(PlanError) as caught:
+        load_placement(path)
+    assert str(caught.value).startswith(f"placement {path}") and told in str(caught.value)
+    assert "constrained" not in str(caught.value)
+
+
 def test_what_is_given_to_a_verb_that_nobody_knows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match=r"verbs\.serch: no such verb; there are .*\. Did you mean search\?"):
         Placement(verbs={"serch": VerbResources()})

@@ -37,6 +37,25 @@ def refusal(folder: Path, document: Any, *settings: str) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("seeds", "told"),
+    [
+        (0, "tasks.chat.seeds (and 1 more task): got 0; input should be greater than or equal to 1. Choose 1 or more."),
+        ("many", "got 'many'; 'auto' or a whole number is wanted here."),
+        ("aut", "is wanted here. Did you mean auto?"),
+    ],
+)
+def test_one_fault_is_told_once_where_a_word_or_a_number_may_stand(tmp_path: Path, seeds: object, told: str) -> None:
+    tasks = {"mail": {"data": {"train": "a"}}, "chat": {"data": {"train": "b"}}}
+    message = refusal(tmp_path, changed(defaults={"seeds": seeds}, tasks=tasks))
+    assert told in message and "things to mend" not in message
+
+
+def test_a_field_that_names_itself_is_named_once(tmp_path: Path) -> None:
+    message = refusal(tmp_path, changed(defaults={"search": {"rungs": [1.0, 0.5]}}))
+    assert "search.rungs" in message and "rungs: rungs" not in message
+
+
 def test_defaults_reach_every_task_and_a_task_overrides_them(tmp_path: Path) -> None:
     tasks = {"mail": {"data": {"train": "a"}, "training": {"epochs": 7}}, "chat": {"data": {"train": "b"}}}
     plan = read_plan(write(tmp_path, changed(tasks=tasks)))
@@ -165,30 +184,30 @@ def test_the_metric_of_training_is_the_metric_of_evaluation(tmp_path: Path) -> N
         ({"zzz": 1}, ["zzz: unknown key. Known here: base, defaults, include, name, owner"]),
         (
             {"defaults": {"training": {"epoks": 2}}},
-            ["tasks.chat.training.epoks (and 1 more tasks): unknown key", "Did you mean epochs?"],
+            ["tasks.chat.training.epoks (and 1 more task): unknown key", "Did you mean epochs?"],
         ),
         ({"defaults": {"training": {"method": {"kind": "lora", "rnak": 1}}}}, ["training.method.rnak", "rank?"]),
         (
             {"defaults": {"training": {"method": {"kind": "lora", "rank": 0}}}},
-            ["tasks.chat.training.method.rank (and 1 more tasks): got 0; a LoRA of rank 0 learns nothing. Choose 1"],
+            ["tasks.chat.training.method.rank (and 1 more task): got 0; a LoRA of rank 0 learns nothing. Choose 1"],
         ),
         (
             {"defaults": {"training": {"method": {"kind": "lorra"}}}},
-            ["training.method.kind (and 1 more tasks): got 'lorra'; choose among lora, ", "Did you mean lora?"],
+            ["training.method.kind (and 1 more task): got 'lorra'; choose among lora, ", "Did you mean lora?"],
         ),
         ({"defaults": {"training": {"method": {"kind": None}}}}, ["training.method.kind (and", "): got None; choose"]),
         (
             {"defaults": {"training": {"method": {"kind": "bottleneck", "rank": 1}}}},
-            ["training.method.rank (and 1 more tasks): unknown key. Known here: activation, kind, size."],
+            ["training.method.rank (and 1 more task): unknown key. Known here: activation, kind, size."],
         ),
         ({"defaults": {"training": {"method": "lora"}}}, ["): got 'lora'; a mapping is wanted here."]),
         (
             {"defaults": {"training": {"method": {"targets": 3}}}},
-            ["tasks.chat.training.method.targets (and 1 more tasks): got 3; text or a list is wanted here."],
+            ["tasks.chat.training.method.targets (and 1 more task): got 3; text or a list is wanted here."],
         ),
         (
             {"defaults": {"training": {"method": {"targets": [3]}}}},
-            ["tasks.chat.training.method.targets.0 (and 1 more tasks): got 3; text is wanted here."],
+            ["tasks.chat.training.method.targets.0 (and 1 more task): got 3; text is wanted here."],
         ),
         ({"tasks": ["mail"]}, ["tasks: got a list; a mapping is wanted here."]),
         (
@@ -197,7 +216,7 @@ def test_the_metric_of_training_is_the_metric_of_evaluation(tmp_path: Path) -> N
         ),
         (
             {"defaults": {"training": {"learning_rate": -1}}},
-            ["training.learning_rate (and 1 more tasks): got -1", "greater than 0"],
+            ["training.learning_rate (and 1 more task): got -1", "greater than 0"],
         ),
         ({"defaults": {"evaluation": {"metric": "perplexity"}}}, ["a classification task has none"]),
         ({"defaults": {"gate": {"yardsticks": ["heado"]}}}, ["gate.yardsticks: got heado", "head_only"]),
@@ -251,8 +270,8 @@ NO_DOMAINS = [
     ({"size": [1, 2]}, "A path into the recipe is one key, such as method.rank."),
     ({"uniform": 0.1}, "uniform: got 0.1; it takes 2: [low, high]."),
     ({"uniform": [0.1]}, "uniform: got 1 numbers; it takes 2: [low, high]."),
-    ({"uniform": ["a", 1]}, "uniform (and 1 more tasks): got 'a'; a number is wanted here."),
-    ({"integer": [1.5, 3]}, "integer (and 1 more tasks): got 1.5; a whole number is wanted here."),
+    ({"uniform": ["a", 1]}, "uniform (and 1 more task): got 'a'; a number is wanted here."),
+    ({"integer": [1.5, 3]}, "integer (and 1 more task): got 1.5; a whole number is wanted here."),
 ]
 
 

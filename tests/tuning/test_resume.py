@@ -88,6 +88,8 @@ def test_a_population_killed_at_any_write_resumes_to_the_same_digest(tmp_path: P
         resumed, trained = ride(survivor, dataset, root / "second")
         assert resumed.digest == undisturbed.digest, at
         assert not recorded & {f"{number}/{rung}" for number, rung in trained}
+        told = [facts["recorded"] for event, facts in survivor.events if event == "search.resumed"]
+        assert sum(told) == len(all_rungs) - len(trained), "what is found is told"
 
 
 def test_a_population_whose_newest_progress_is_lost_trains_its_lineage_from_the_start(tmp_path: Path) -> None:

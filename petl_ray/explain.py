@@ -1,4 +1,4 @@
-"""What is wrong with a plan, said so that a person can mend it: key path, what was found, why, what to do."""
+"""What is wrong with a plan or a placement, said so that a person can mend it: key path, what was found, why, what to do."""
 
 from __future__ import annotations
 
@@ -33,6 +33,15 @@ _TYPES = {  # pydantic's errors about a value of another type, and what is wante
 }
 
 
+_DO = {  # pydantic's errors about a value of the right type, and what to choose instead
+    "greater_than_equal": "Choose {ge} or more",
+    "greater_than": "Choose more than {gt}",
+    "less_than_equal": "Choose {le} or less",
+    "less_than": "Choose less than {lt}",
+    "literal_error": "Choose one of those",
+}
+
+
 def near(name: str, known: Iterable[Any]) -> str | None:
     """The known name most like `name`, if one is near enough."""
     found = difflib.get_close_matches(str(name), [str(one) for one in known], n=1, cutoff=0.6)
@@ -59,26 +68,36 @@ def _once_for_all_tasks(lines: Iterable[_Line]) -> list[_Line]:
     seen: dict[tuple[str, ...], list[_Line]] = {}
     for line in lines:
         seen.setdefault((re.sub(r"\btasks\.[^.]+\.", "", line[0]), *line[1:]), []).append(line)
-    return [
-        _Line((f"{same[0][0]} (and {len(same) - 1} more tasks)" if len(same) > 1 else same[0][0], *same[0][1:]))
-        for same in seen.values()
-    ]
+    return [_Line((f"{same[0][0]}{_more(len(same) - 1)}", *same[0][1:])) for same in seen.values()]
+
+
+def _more(tasks: int) -> str:
+    return f" (and {tasks} more task{'s' if tasks > 1 else ''})" if tasks else ""
 
 
 def _once_for_all_types(found: Sequence[tuple[_Keys, Mapping[str, Any]]]) -> Iterable[tuple[_Keys, Mapping[str, Any]]]:
-    """One error for a value that may be of several types and is of none; none for the types that another fits better."""
+    """One error for a value that may be of several types, or one of some words, and is none of them; none for the types
+    that another fits better."""
+    kinds: dict[_Keys, list[str]] = {}
     wanted: dict[_Keys, dict[str, None]] = {}
+    words: dict[_Keys, Mapping[str, Any]] = {}
+    for keys, error in found:
+        kinds.setdefault(keys, []).append(error["type"])
     for keys, error in found:
         if error["type"] in _TYPES:
             wanted.setdefault(keys, {})[_TYPES[error["type"]]] = None
+        elif error["type"] == "literal_error" and len(kinds[keys]) > 1:
+            wanted.setdefault(keys, {})[str(error["ctx"]["expected"])] = None
+            words[keys] = error
     for keys, error in found:
-        if error["type"] not in _TYPES:
+        if error["type"] not in _TYPES and not (error["type"] == "literal_error" and keys in words):
             yield keys, error
             continue
         within = any(len(other) > len(keys) and other[: len(keys)] == keys for other, _ in found)
+        judged = any(kind not in _TYPES and kind != "literal_error" for kind in kinds[keys])  # its type is right
         types = wanted.pop(keys, None)
-        if types and not within:
-            yield keys, {**error, "msg": f"{' or '.join(types)} is wanted here"}
+        if types and not within and not judged:
+            yield keys, {**words.get(keys, error), "msg": f"{' or '.join(types)} is wanted here"}
 
 
 def _line(keys: _Keys, error: Mapping[str, Any], model: type[BaseModel], where: str) -> _Line:
@@ -105,10 +124,11 @@ def _line(keys: _Keys, error: Mapping[str, Any], model: type[BaseModel], where: 
         do = f"Did you mean {hint}?" if hint else ""
         return _Line((f"{what}.{key}", _got(value, key), f"choose among {', '.join(expected)}", do))
     message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    message = message.removeprefix(f"{keys[-1]}: ") if keys else message
     if kind not in _TYPES and ("got " in message or kind == "value_error"):  # our own validators say it whole
         return _Line((what, message, "", ""))
     hint = near(str(value), _quoted(context.get("expected", ""))) if kind == "literal_error" else None
-    do = f"Did you mean {hint}?" if hint else ""
+    do = f"Did you mean {hint}?" if hint else _DO.get(kind, "").format(**context)
     return _Line((what, _got(value), message[:1].lower() + message[1:], do))
 
 
