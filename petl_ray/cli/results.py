@@ -96,7 +96,7 @@ def _table(summary: Summary) -> Table:
 
 def _seeds(seeds: SeedScores, metric: str) -> str:
     each = ", ".join(f"{score:.3f}" for score in seeds.scores.values())
-    spread = f" ± {seeds.spread:.3f}" if seeds.spread is not None else ""
+    spread = f" ± {seeds.spread:.3f} (standard deviation)" if seeds.spread is not None else ""
     count = f"{len(seeds.scores)}{f' of {seeds.asked}' if len(seeds.scores) < seeds.asked else ''} seeds"
     forward = f"put forward is number {seeds.chosen}, the median in validation"
     return f"{count} come to {seeds.mean:.3f}{spread} {metric} ({each}); {forward}."

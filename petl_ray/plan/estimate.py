@@ -44,6 +44,7 @@ def estimate(
         recipe = _recipes(spec)[0]
         told = f"{work['trials']} trials, about {work['full_trainings']:.1f} trainings of {_epochs(recipe)}"
         _refuse_placeless(spec, recipe, task_type)
+        _refuse_over_limit(spec, recipe, task_type)
         demand = _demand(_recipes(spec), task_type, machine, 1, spec.limits.memory_bytes)
         under_way = under_way or trials_under_way([spec])
         if machine is None:
@@ -106,6 +107,19 @@ def _refuse_placeless(spec: SearchSpec, recipe: TrainSpec, task_type: TaskType) 
         else:
             assert found is not None
             raise found.within("search.space") from found
+
+
+def _refuse_over_limit(spec: SearchSpec, recipe: TrainSpec, task_type: TaskType) -> None:
+    """PlanError for a limit that the recipe itself does not keep, with no more labels than two: it is always trained."""
+    from petl_ray.methods import count_parameters
+
+    if (limit := spec.limits.trained_share) is None:
+        return
+    loaded, labels = _skeleton(recipe.base, task_type, "cpu"), 2 if task_type == "classification" else 0
+    share = count_parameters(loaded.model, recipe.method, labels) / loaded.parameters
+    if share > limit:
+        why = f"the recipe of training, which every search trains first, trains {share:.2g} of all parameters"
+        raise PlanError("search.limits.trained_share", f"got {limit:g}", why, "Raise the limit or lower the recipe")
 
 
 def _epochs(recipe: TrainSpec) -> str:

@@ -133,6 +133,16 @@ def test_a_choice_that_goes_with_another_choice_is_not_refused(tiny_bert: Path) 
     assert estimate(search(base, space=space), Resources(), "classification", HERE)["memory_bytes"] > 0
 
 
+def test_a_limit_that_the_recipe_itself_does_not_keep_is_refused(tiny_bert: Path) -> None:
+    spec = search(recipe(locked(tiny_bert)), space={"method.rank": [2, 8]})
+    few, enough = (spec.model_copy(update={"limits": Limits(trained_share=share)}) for share in (1e-6, 0.9))
+    with pytest.raises(
+        PlanError, match=r"^search\.limits\.trained_share: got 1e-06; the recipe .* trains 0\.\d+ of all"
+    ):
+        estimate(few, Resources(), "classification", HERE)
+    assert estimate(enough, Resources(), "classification", HERE)["memory_bytes"] > 0
+
+
 def test_trials_over_the_limit_of_memory_take_no_room(tiny_bert: Path) -> None:
     base = recipe(locked(tiny_bert))
     wide = search(base, space={"method.rank": [2, 512]})
