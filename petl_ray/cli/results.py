@@ -52,8 +52,7 @@ def print_results(summary: Summary) -> None:
         console.print("Scores with 95 % bootstrap intervals on held-out rows.", style="dim")
     for task in summary.tasks:
         if task.tuning_gain is not None:
-            told = f"{task.task}: tuning was worth {task.tuning_gain:+.3f} validation {task.metric} in {task.trials} trials."
-            console.print(told, markup=False, soft_wrap=True)
+            console.print(f"{task.task}: {_worth(task)}", markup=False, soft_wrap=True)
         if task.ranking:
             console.print(_ranking(task))
     for task in summary.tasks:
@@ -92,6 +91,14 @@ def _table(summary: Summary) -> Table:
             f"{task.seconds:.0f}",
         )
     return table
+
+
+def _worth(task: TaskSummary) -> str:
+    """What tuning was worth over the default recipe: where trials were chosen, and on rows that chose nothing."""
+    told = f"tuning was worth {task.tuning_gain:+.3f} validation {task.metric} in {task.trials} trials"
+    if (held_out := task.differences.get("default")) is not None:
+        told += f"; on held-out rows {held_out.value:+.3f} [{held_out.low:+.3f}, {held_out.high:+.3f}]"
+    return f"{told}."
 
 
 def _seeds(seeds: SeedScores, metric: str) -> str:

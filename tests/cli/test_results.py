@@ -78,6 +78,14 @@ def test_a_run_in_which_something_failed_does_not_say_that_every_outcome_was_kno
     assert ("every outcome was known" in watch.told()) is (not failed)
 
 
+def test_what_tuning_was_worth_is_told_of_rows_that_chose_nothing_too(capsys: pytest.CaptureFixture[str]) -> None:
+    worse = {"default": Interval(value=-0.01, low=-0.05, high=0.03)}
+    task = summary("").tasks[0].model_copy(update={"trials": 8, "tuning_gain": 0.25, "differences": worse})
+    print_results(Summary(plan="tiny", tasks=(task,), failures={}))
+    told = "mood: tuning was worth +0.250 validation accuracy in 8 trials; on held-out rows -0.010 [-0.050, +0.030]."
+    assert told in capsys.readouterr().out
+
+
 def test_what_was_put_forward_names_all_that_tells_it_from_others() -> None:
     recipe = {"kind": "lora", "rank": 4, "targets": "attention", "rslora": True, "layers": [4, 5], "lora_plus": 4.0}
     task = summary("").tasks[0].model_copy(update={"recipe": {**recipe, "learning_rate": 0.01}})
