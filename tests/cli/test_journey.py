@@ -71,7 +71,9 @@ def test_a_plan_says_how_trials_are_packed_into_memory_and_what_earlier_runs_tea
         "calibrated from 1 run "
     )
     done = call(folder, "plan", "plan.yaml", *search)
-    assert f"search mood: {packing['why'].split(' fit into')[0]}" in done.stderr
+    (told,) = [line for line in done.stdout.splitlines() if line.startswith("search mood: ")]
+    assert packing["why"].split(" fit into")[0] in told
+    assert (f"{packing['packs']} packs, each with its share" in told) is (packing["packs"] > 1)
     solo = ("--set", "tasks.mood.search.engine=solo")
     alone = {row["step"]: row for row in said(folder, "plan", "plan.yaml", *search, *solo, "--json")}["search mood"]
     assert alone["packing"]["slots"] == 1 and alone["packing"]["why"].startswith("solo: as asked")
