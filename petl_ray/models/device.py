@@ -27,8 +27,8 @@ def keep_few_kernels() -> None:
     the environment already says stands.
 
     Rows have many lengths and adapters many ranks, so hundreds of shapes come up. Measured with a pack of four LoRA
-    slots over MiniLM in bf16, one thread, 8 x 64 tokens a step: 1,247 MB peak with 1,024 kept (the libraries' default),
-    789 MB with 128, 23.2 to 25.5 and 22.8 to 23.3 seconds. Meanings: oneDNN's guide on its primitive cache; for the
+    slots over MiniLM in bf16, one thread, 8 x 64 tokens a step, once each in one run: 1,247 MB peak and 25.5 s with 1,024
+    kept (the libraries' default), 789 MB and 23.3 s with 128. Meanings: oneDNN's guide on its primitive cache; for the
     other, of primitive descriptors, PyTorch's tutorial on AWS Graviton.
     """
     for name, count in KERNELS_KEPT.items():

@@ -42,7 +42,7 @@ class Hunt:
         self._started_s, self._checked_s = time.monotonic(), 0.0
         self._timings: list[dict[str, Json]] = []
         self._told: dict[str, Any] = {}  # how the trials were laid out, and what they took
-        self.resumed()
+        self._tell_what_is_found()
 
     @property
     def over(self) -> bool:
@@ -78,12 +78,6 @@ class Hunt:
         return [
             Order(self.name, 0, 0, 1.0, recipe, self.spec.recipe_spec, len(self.dataset.labels)) for recipe in recipes
         ]
-
-    def resumed(self) -> None:
-        """Say what an earlier attempt has recorded, if there was one."""
-        recorded, trials = self.ledger.recorded()
-        if recorded:
-            self._guarded(lambda: self.step.report("search.resumed", recorded=recorded, trials=trials))
 
     def laid_out(self, layout: Layout, packs: int) -> None:
         """How the trials are laid out was decided."""
@@ -147,6 +141,12 @@ class Hunt:
             act()
         except PetlRayError as error:  # a lost claim, a cancelled run, a full store: this search's own end
             self.race.fail(error)
+
+    def _tell_what_is_found(self) -> None:
+        """Report what an earlier attempt has recorded, if there was one."""
+        recorded, trials = self.ledger.recorded()
+        if recorded:
+            self._guarded(lambda: self.step.report("search.resumed", recorded=recorded, trials=trials))
 
     def _weighed(self, number: int, facts: Mapping[str, Any]) -> None:
         self.ledger.asked(number, self.race.candidates[number].overrides)
